@@ -1,0 +1,3 @@
+"""peerstore: a Lightning peer that keeps the encrypted backups of other peers."""
+
+__version__ = "0.1.0"
