@@ -1,0 +1,454 @@
+"""The messages of BOLT 1 that peerstore speaks, and the heads of those it must recognize.
+
+Each message is a frozen dataclass with its type number, `encode` and `decode`. `decode` takes
+the whole message, type included, and returns a value or raises CodecError, whose text is fit for
+a `warning` to the peer. A valid TLV extension is read and dropped (BOLT 1, Lightning Message
+Format). A new message is a new class and its row in MESSAGES.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
+from typing import Any, ClassVar, Protocol, Self
+
+from peerstore.errors import CodecError
+from peerstore.types import CHANNEL_ID_SIZE
+from peerstore.wire.codec import TlvDecoder, decode_tlv_stream, encode_tlv_stream
+from peerstore.wire.features import decode_features, encode_features
+
+MAX_MESSAGE_SIZE = 65535
+"""Bytes of a message with its type (BOLT 8, the length prefix is a u16)."""
+
+MAX_BLOB_SIZE = 65531
+"""Bytes of a `peer_storage` blob (BOLT 1, Peer storage): type and length take the other 4."""
+
+PONG_LIMIT = 65532
+"""A ping that asks for so many bytes or more is not answered (BOLT 1, `ping`)."""
+
+ALL_CHANNELS = bytes(CHANNEL_ID_SIZE)
+"""The channel id that names no channel (`warning`) or all of them (`error`)."""
+
+
+class Message(Protocol):
+    """What every message class has."""
+
+    TYPE: ClassVar[int]
+
+    def encode(self) -> bytes:
+        """The message with its type, at most MAX_MESSAGE_SIZE bytes."""
+
+    @classmethod
+    def decode(cls, data: bytes) -> Self:
+        """Read the message; raises CodecError."""
+
+
+def message_type(data: bytes) -> int:
+    """The type of a message; raises CodecError when it is too short to have one."""
+    if len(data) < 2:
+        raise CodecError("a message of fewer than 2 bytes has no type")
+    return data[0] << 8 | data[1]
+
+
+class _Reader:
+    """Takes fields off the front of a message."""
+
+    __slots__ = ("_data", "_name", "_offset")
+
+    def __init__(self, name: str, data: bytes) -> None:
+        self._name = name
+        self._data = data
+        self._offset = 2
+
+    def take(self, size: int) -> bytes:
+        end = self._offset + size
+        if end > len(self._data):
+            raise CodecError(f"{self._name}: too short for its content")
+        field = self._data[self._offset : end]
+        self._offset = end
+        return field
+
+    def uint(self, size: int) -> int:
+        return int.from_bytes(self.take(size), "big")
+
+    def var_bytes(self) -> bytes:
+        """A u16 length and so many bytes."""
+        return self.take(self.uint(2))
+
+    def tlvs(self, known: Mapping[int, TlvDecoder] | None = None) -> dict[int, Any]:
+        """The rest of the message as a TLV stream; without `known`, as an extension."""
+        if self._offset == len(self._data):
+            return {}
+        try:
+            return decode_tlv_stream(self._data, known or {}, self._offset)
+        except CodecError as error:
+            raise CodecError(f"{self._name}: {error}") from None
+
+
+def _u16(value: int) -> bytes:
+    return value.to_bytes(2, "big")
+
+
+def _var_bytes(data: bytes) -> bytes:
+    if len(data) > MAX_BLOB_SIZE:
+        raise ValueError(f"a field of {len(data)} bytes does not fit into a message")
+    return _u16(len(data)) + data
+
+
+def _decode_chains(data: bytes) -> tuple[bytes, ...]:
+    if len(data) % 32:
+        raise CodecError("networks is not a list of 32-byte chain hashes")
+    return tuple(data[start : start + 32] for start in range(0, len(data), 32))
+
+
+@dataclass(frozen=True, slots=True)
+class Init:
+    """`init` (BOLT 1): features, and the chains that the sender is interested in.
+
+    `features` is both feature fields OR-ed. `networks` is None when the sender says nothing.
+    `remote_addr` is an address descriptor of BOLT 7 and is never read. `node_backup` is TLV 2
+    of bolts pull request 881.
+    """
+
+    TYPE: ClassVar[int] = 16
+
+    features: int
+    networks: tuple[bytes, ...] | None = None
+    node_backup: bytes | None = None
+    remote_addr: bytes | None = None
+
+    # remote_addr is a hint that nobody here uses: malformed or not, it stays bytes.
+    _TLVS: ClassVar[Mapping[int, TlvDecoder]] = {1: _decode_chains, 2: bytes, 3: bytes}
+
+    def encode(self) -> bytes:
+        tlvs: list[tuple[int, bytes]] = []
+        if self.networks is not None:
+            tlvs.append((1, b"".join(self.networks)))
+        if self.node_backup is not None:
+            tlvs.append((2, self.node_backup))
+        if self.remote_addr is not None:
+            tlvs.append((3, self.remote_addr))
+        # An empty globalfeatures field: features above 13 don't belong there.
+        features = _var_bytes(encode_features(self.features))
+        return _u16(self.TYPE) + _u16(0) + features + encode_tlv_stream(tlvs)
+
+    @classmethod
+    def decode(cls, data: bytes) -> Self:
+        reader = _Reader("init", data)
+        features = decode_features(reader.var_bytes()) | decode_features(reader.var_bytes())
+        tlvs = reader.tlvs(cls._TLVS)
+        return cls(features, tlvs.get(1), tlvs.get(2), tlvs.get(3))
+
+
+def address_descriptor(address: IPv4Address | IPv6Address, port: int) -> bytes:
+    """`remote_addr` for an IP address (BOLT 7, `node_announcement`, address descriptors)."""
+    descriptor_type = b"\x01" if address.version == 4 else b"\x02"
+    return descriptor_type + address.packed + _u16(port)
+
+
+@dataclass(frozen=True, slots=True)
+class _Report:
+    """The form that `error` and `warning` share (BOLT 1): a channel and a text."""
+
+    TYPE: ClassVar[int]
+    NAME: ClassVar[str]
+
+    channel_id: bytes
+    data: bytes
+
+    @property
+    def text(self) -> str:
+        """The text with everything but printable ASCII escaped, safe for a log."""
+        return self.data.decode("latin-1").encode("unicode_escape").decode("ascii")
+
+    def encode(self) -> bytes:
+        return _u16(self.TYPE) + self.channel_id + _var_bytes(self.data)
+
+    @classmethod
+    def decode(cls, data: bytes) -> Self:
+        reader = _Reader(cls.NAME, data)
+        message = cls(reader.take(CHANNEL_ID_SIZE), reader.var_bytes())
+        reader.tlvs()
+        return message
+
+
+class WarningMessage(_Report):
+    """`warning` (BOLT 1)."""
+
+    __slots__ = ()
+
+    TYPE = 1
+    NAME = "warning"
+
+    @classmethod
+    def about(cls, text: str) -> WarningMessage:
+        """A warning that names no channel: CLN closes on a warning for an unknown one."""
+        return cls(ALL_CHANNELS, text.encode("ascii", "backslashreplace"))
+
+
+class ErrorMessage(_Report):
+    """`error` (BOLT 1). Never sent with ALL_CHANNELS: peers fail their channels on it."""
+
+    __slots__ = ()
+
+    TYPE = 17
+    NAME = "error"
+
+
+@dataclass(frozen=True, slots=True)
+class Ping:
+    """`ping` (BOLT 1): asks for a pong of so many bytes; PONG_LIMIT or more asks for none."""
+
+    TYPE: ClassVar[int] = 18
+
+    num_pong_bytes: int
+    ignored: bytes = b""
+
+    def encode(self) -> bytes:
+        return _u16(self.TYPE) + _u16(self.num_pong_bytes) + _var_bytes(self.ignored)
+
+    @classmethod
+    def decode(cls, data: bytes) -> Self:
+        reader = _Reader("ping", data)
+        message = cls(reader.uint(2), reader.var_bytes())
+        reader.tlvs()
+        return message
+
+
+@dataclass(frozen=True, slots=True)
+class Pong:
+    """`pong` (BOLT 1)."""
+
+    TYPE: ClassVar[int] = 19
+
+    ignored: bytes = b""
+
+    def encode(self) -> bytes:
+        return _u16(self.TYPE) + _var_bytes(self.ignored)
+
+    @classmethod
+    def decode(cls, data: bytes) -> Self:
+        reader = _Reader("pong", data)
+        message = cls(reader.var_bytes())
+        reader.tlvs()
+        return message
+
+
+@dataclass(frozen=True, slots=True)
+class _Blob:
+    """The form that `peer_storage` and `peer_storage_retrieval` share (BOLT 1)."""
+
+    TYPE: ClassVar[int]
+    NAME: ClassVar[str]
+
+    blob: bytes
+
+    def encode(self) -> bytes:
+        return _u16(self.TYPE) + _var_bytes(self.blob)
+
+    @classmethod
+    def decode(cls, data: bytes) -> Self:
+        reader = _Reader(cls.NAME, data)
+        message = cls(reader.var_bytes())
+        reader.tlvs()
+        return message
+
+
+class PeerStorage(_Blob):
+    """`peer_storage` (BOLT 1): a blob of at most MAX_BLOB_SIZE bytes to keep."""
+
+    __slots__ = ()
+
+    TYPE = 7
+    NAME = "peer_storage"
+
+
+class PeerStorageRetrieval(_Blob):
+    """`peer_storage_retrieval` (BOLT 1): the blob that was kept."""
+
+    __slots__ = ()
+
+    TYPE = 9
+    NAME = "peer_storage_retrieval"
+
+
+@dataclass(frozen=True, slots=True)
+class QueryChannelRange:
+    """`query_channel_range` (BOLT 7), without its TLVs."""
+
+    TYPE: ClassVar[int] = 263
+
+    chain_hash: bytes
+    first_blocknum: int
+    number_of_blocks: int
+
+    def encode(self) -> bytes:
+        return (
+            _u16(self.TYPE)
+            + self.chain_hash
+            + self.first_blocknum.to_bytes(4, "big")
+            + self.number_of_blocks.to_bytes(4, "big")
+        )
+
+    @classmethod
+    def decode(cls, data: bytes) -> Self:
+        reader = _Reader("query_channel_range", data)
+        message = cls(reader.take(32), reader.uint(4), reader.uint(4))
+        reader.tlvs()
+        return message
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyChannelRange:
+    """`reply_channel_range` (BOLT 7) as a node that knows no channels sends it."""
+
+    TYPE: ClassVar[int] = 264
+
+    chain_hash: bytes
+    first_blocknum: int
+    number_of_blocks: int
+    sync_complete: int = 1
+    encoded_short_ids: bytes = b"\x00"
+    """The encoding byte (0: uncompressed) and no ids."""
+
+    def encode(self) -> bytes:
+        return (
+            _u16(self.TYPE)
+            + self.chain_hash
+            + self.first_blocknum.to_bytes(4, "big")
+            + self.number_of_blocks.to_bytes(4, "big")
+            + bytes((self.sync_complete,))
+            + _var_bytes(self.encoded_short_ids)
+        )
+
+    @classmethod
+    def decode(cls, data: bytes) -> Self:
+        reader = _Reader("reply_channel_range", data)
+        message = cls(
+            reader.take(32), reader.uint(4), reader.uint(4), reader.uint(1), reader.var_bytes()
+        )
+        reader.tlvs()
+        return message
+
+
+@dataclass(frozen=True, slots=True)
+class QueryShortChannelIds:
+    """`query_short_channel_ids` (BOLT 7), without its TLVs."""
+
+    TYPE: ClassVar[int] = 261
+
+    chain_hash: bytes
+    encoded_short_ids: bytes
+
+    def encode(self) -> bytes:
+        return _u16(self.TYPE) + self.chain_hash + _var_bytes(self.encoded_short_ids)
+
+    @classmethod
+    def decode(cls, data: bytes) -> Self:
+        reader = _Reader("query_short_channel_ids", data)
+        message = cls(reader.take(32), reader.var_bytes())
+        reader.tlvs()
+        return message
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyShortChannelIdsEnd:
+    """`reply_short_channel_ids_end` (BOLT 7); 0: our view of the chain is not complete."""
+
+    TYPE: ClassVar[int] = 262
+
+    chain_hash: bytes
+    full_information: int = 0
+
+    def encode(self) -> bytes:
+        return _u16(self.TYPE) + self.chain_hash + bytes((self.full_information,))
+
+    @classmethod
+    def decode(cls, data: bytes) -> Self:
+        reader = _Reader("reply_short_channel_ids_end", data)
+        message = cls(reader.take(32), reader.uint(1))
+        reader.tlvs()
+        return message
+
+
+MESSAGES: Mapping[int, type[Message]] = {
+    message.TYPE: message
+    for message in (
+        WarningMessage,
+        PeerStorage,
+        PeerStorageRetrieval,
+        Init,
+        ErrorMessage,
+        Ping,
+        Pong,
+        QueryShortChannelIds,
+        ReplyShortChannelIdsEnd,
+        QueryChannelRange,
+        ReplyChannelRange,
+    )
+}
+"""Message type to its class."""
+
+
+def decode_message(data: bytes) -> Message:
+    """Read a message of a type that stands in MESSAGES; raises CodecError."""
+    number = message_type(data)
+    message = MESSAGES.get(number)
+    if message is None:
+        raise CodecError(f"message type {number} is unknown")
+    return message.decode(data)
+
+
+CHANNEL_MESSAGES: Mapping[int, str] = {
+    2: "stfu",
+    32: "open_channel",
+    33: "accept_channel",
+    34: "funding_created",
+    35: "funding_signed",
+    36: "channel_ready",
+    38: "shutdown",
+    39: "closing_signed",
+    40: "closing_complete",
+    41: "closing_sig",
+    64: "open_channel2",
+    65: "accept_channel2",
+    66: "tx_add_input",
+    67: "tx_add_output",
+    68: "tx_remove_input",
+    69: "tx_remove_output",
+    70: "tx_complete",
+    71: "tx_signatures",
+    72: "tx_init_rbf",
+    73: "tx_ack_rbf",
+    74: "tx_abort",
+    77: "splice_locked",
+    80: "splice_init",
+    81: "splice_ack",
+    127: "start_batch",
+    128: "update_add_htlc",
+    130: "update_fulfill_htlc",
+    131: "update_fail_htlc",
+    132: "commitment_signed",
+    133: "revoke_and_ack",
+    134: "update_fee",
+    135: "update_fail_malformed_htlc",
+    136: "channel_reestablish",
+}
+"""The messages of BOLT 2 that name a channel: type to name."""
+
+_CHANNEL_ID_OFFSETS = {32: 34, 64: 34}
+"""open_channel and open_channel2 carry the chain hash before their temporary channel id."""
+
+
+def channel_id_of(data: bytes) -> bytes:
+    """The (temporary) channel id of a message whose type stands in CHANNEL_MESSAGES.
+
+    Raises CodecError when the message is too short to have one.
+    """
+    number = message_type(data)
+    offset = _CHANNEL_ID_OFFSETS.get(number, 2)
+    channel_id = data[offset : offset + CHANNEL_ID_SIZE]
+    if len(channel_id) < CHANNEL_ID_SIZE:
+        raise CodecError(f"{CHANNEL_MESSAGES[number]}: too short for its channel id")
+    return channel_id
