@@ -1,0 +1,1 @@
+"""BOLT 8: the encrypted and authenticated transport, sans-I/O."""
