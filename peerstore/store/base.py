@@ -1,0 +1,175 @@
+"""What a store is, whatever keeps the bytes.
+
+A connection works through a Lease: the right to write one peer's slots, which a newer connection
+of the same peer takes over. The store tells the lease's Listener what became of its updates.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncIterator, Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+from peerstore.types import NodeId, Slot
+
+_DIGEST_TAG = b"peerstore backup 1"
+
+
+@dataclass(frozen=True, slots=True)
+class Revision:
+    """One stored version of a slot, without its bytes.
+
+    `revision` rises with every version stored and is never used again; `size` is in bytes,
+    `stored_at` in Unix seconds.
+    """
+
+    slot: Slot
+    revision: int
+    size: int
+    sha256: bytes
+    stored_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class Backup:
+    """A version with its bytes, which matched its digest when they were read."""
+
+    revision: Revision
+    blob: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """A version with what the store knows of it beside its bytes.
+
+    `pinned` is "" or who pinned it: "data loss" (of itself, on the mark of data loss) or
+    "operator"; `held` whether it is what the peer gets back in place of the current one;
+    `slot_held` whether some version of the slot is.
+    """
+
+    row_id: int
+    revision: Revision
+    current: bool
+    pinned: str
+    held: bool
+    slot_held: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Alarm:
+    """Something that the operator has to know; it stays until acknowledged.
+
+    `kind` is shrink (the mark of data loss), damaged (a blob does not match its digest) or behind
+    (the database is older than its commit mark). Times are Unix seconds.
+    """
+
+    number: int
+    kind: str
+    text: str
+    raised_at: int
+    last_at: int
+    count: int
+    acknowledged_at: int | None
+    slot: Slot | None = None
+    revision: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Quotas:
+    """How much is taken, and how versions are kept.
+
+    Sizes are bytes, times seconds that the daemon sees pass. `hold_on_shrink` 0 means that the
+    newest is always what is given back.
+    """
+
+    history: int = 8
+    hold_on_shrink: int = 2 * 86400
+    max_bytes: int = 10 << 30
+    max_bytes_per_peer: int = 4 << 20
+    max_peers: int = 100_000
+    max_channels_per_peer: int = 100
+    probation: int = 86400
+    min_free_space: int = 256 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """How much is stored: peers and backups by number, blobs by bytes."""
+
+    peers: int
+    backups: int
+    bytes: int
+
+
+def backup_digest(slot: Slot, revision: int, sha256: bytes) -> bytes:
+    """The digest that ties a blob, through its SHA-256, to its owner and revision: 32 bytes.
+
+    A flipped bit in a key must not hand one peer's blob to another.
+    """
+    return hashlib.sha256(
+        b"".join(
+            (
+                _DIGEST_TAG,
+                slot.node_id,
+                bytes((slot.kind, len(slot.channel_id))),
+                slot.channel_id,
+                revision.to_bytes(8, "big"),
+                sha256,
+            )
+        )
+    ).digest()
+
+
+class Listener(Protocol):
+    """Who handed updates in. Both calls come in the order of the sequence numbers."""
+
+    def stored(self, sequence: int) -> None:
+        """Every update up to `sequence` is durable or was replaced by one that is."""
+
+    def not_stored(self, sequence: int, reason: str) -> None:
+        """The updates up to `sequence` that were not stored before are lost, old data stays."""
+
+
+class Lease(Protocol):
+    """The right of the newest connection of one peer to write its slots."""
+
+    @property
+    def slots(self) -> Iterable[Slot]:
+        """The slots that held a backup when the lease was opened or were written since."""
+
+    async def read(self, slot: Slot) -> Backup | None:
+        """The current version of a slot; raises DamagedBackupError, StoreError."""
+
+    def put(self, sequence: int, slot: Slot, blob: bytes) -> None:
+        """Hand in an update; the listener is told what became of it.
+
+        Raises StoreClosedError when a newer connection has taken over.
+        """
+
+    def close(self) -> None:
+        """The connection is gone: what was handed in is still stored, nobody is told."""
+
+
+class Store(Protocol):
+    """Keeps the newest backup of every slot."""
+
+    @property
+    def congested(self) -> bool:
+        """Whether so much waits to be written that peers should be read no further."""
+
+    async def open_lease(self, node_id: NodeId, listener: Listener) -> Lease:
+        """Fence off the older connection of the peer, wait until what it handed in is decided,
+        and fix what this one gets back; raises StoreError."""
+
+    def versions(self, node_id: NodeId | None = None) -> AsyncIterator[Version]:
+        """What is stored, for one peer or for all, ordered by slot and revision."""
+
+    async def counts(self) -> Counts:
+        """How much is stored."""
+
+    async def settle(self) -> None:
+        """Return when everything that was handed in is decided."""
+
+    async def close(self) -> None:
+        """Write what was handed in, then close."""

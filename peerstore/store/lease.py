@@ -1,0 +1,157 @@
+"""A connection's right to write one peer's slots on the SQLite store; see base.Lease."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+from peerstore.errors import StoreClosedError
+from peerstore.store.base import Backup, Listener, Revision
+from peerstore.types import NodeId, Slot
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """An update that waits; `sha256` is that of the blob."""
+
+    blob: bytes
+    sha256: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Current:
+    """The current version of a slot and its row.
+
+    `opened` is when it became current, in seconds that the daemon has seen pass. `opened_here`
+    says that this connection opened the row, so that its later updates overwrite it; `damaged`
+    that its bytes did not match their digest when they were read, `verified` that they did, or
+    were written by this program.
+    """
+
+    row_id: int
+    revision: Revision
+    last_seen_at: int
+    opened: int
+    pins: int = 0
+    opened_here: bool = False
+    damaged: bool = False
+    verified: bool = False
+
+
+@dataclass(slots=True)
+class Holdings:
+    """What a peer has in the store: current versions, what it gets back, how much it is.
+
+    `given` is the current version, or the held one. `first_seen` is in seconds that the daemon
+    has seen pass, None for a peer that is not known yet.
+    """
+
+    current: dict[Slot, Current]
+    given: dict[Slot, tuple[int, Revision]]
+    size: int
+    first_seen: int | None
+    established: bool
+
+
+class LeaseStore(Protocol):
+    """What a lease needs of its store."""
+
+    def submit(self, lease: SqliteLease, slot: Slot, update: Update) -> None:
+        """Take an update."""
+
+    def release(self, lease: SqliteLease) -> None:
+        """The lease was closed."""
+
+    async def read_sound(self, lease: SqliteLease, slot: Slot) -> Backup | None:
+        """What the peer gets back, or the newest sound version before it."""
+
+
+class SqliteLease:
+    """See the module's docstring."""
+
+    __slots__ = (
+        "_listener",
+        "_predecessor",
+        "_settled",
+        "_store",
+        "fenced",
+        "holdings",
+        "node_id",
+        "received",
+        "resolved",
+        "waiting",
+    )
+
+    def __init__(
+        self,
+        store: LeaseStore,
+        node_id: NodeId,
+        listener: Listener,
+        predecessor: SqliteLease | None,
+    ) -> None:
+        self.node_id = node_id
+        self.fenced = False
+        self.holdings = Holdings({}, {}, 0, None, False)
+        self.waiting: dict[Slot, Update] = {}
+        self.received = 0
+        self.resolved = 0
+        self._store = store
+        self._listener: Listener | None = listener
+        self._predecessor = predecessor
+        self._settled: asyncio.Event | None = None
+
+    @property
+    def slots(self) -> Iterable[Slot]:
+        return self.holdings.given.keys()
+
+    async def read(self, slot: Slot) -> Backup | None:
+        return await self._store.read_sound(self, slot)
+
+    def put(self, sequence: int, slot: Slot, blob: bytes) -> None:
+        if self.fenced:
+            raise StoreClosedError("a newer connection of this peer has taken over")
+        # Hashed here, one at a time: a whole batch at once would hold the loop up.
+        self._store.submit(self, slot, Update(blob, hashlib.sha256(blob).digest()))
+        self.received = sequence
+
+    def close(self) -> None:
+        self.fenced = True
+        self._listener = None
+        self._store.release(self)
+
+    def fence(self) -> None:
+        """A newer connection takes over: nothing more is taken."""
+        self.fenced = True
+
+    def undecided_predecessor(self) -> SqliteLease | None:
+        """The newest of the older leases that has updates which are not decided."""
+        older = self._predecessor
+        while older is not None and older.resolved >= older.received:
+            older = older._predecessor
+        return older
+
+    async def settled(self) -> None:
+        """Return when all that was handed in, here and by those before, is decided."""
+        if self._predecessor is not None:
+            await self._predecessor.settled()
+            self._predecessor = None
+        while self.resolved < self.received:
+            if self._settled is None:
+                self._settled = asyncio.Event()
+            await self._settled.wait()
+
+    def resolve(self, sequence: int, failure: str | None) -> None:
+        """Everything up to `sequence` is decided: tell the listener and who waits."""
+        self.resolved = sequence
+        if self._settled is not None and sequence >= self.received:
+            self._settled.set()
+            self._settled = None
+        if self._listener is None:
+            self._store.release(self)
+        elif failure is None:
+            self._listener.stored(sequence)
+        else:
+            self._listener.not_stored(sequence, failure)

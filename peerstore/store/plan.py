@@ -1,0 +1,275 @@
+"""What one transaction of the store changes, worked out before anything is written; pure.
+
+The planner takes the updates of a batch one by one and decides for each whether it is written,
+where, what is kept or thinned for it, and whether it bears the mark of data loss. Nothing here
+touches the database.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+from peerstore.store.base import Quotas, Revision, backup_digest
+from peerstore.store.history import Kept, thin
+from peerstore.store.lease import Current, SqliteLease, Update
+from peerstore.types import BackupKind, Slot
+
+LAST_SEEN_SECONDS = 60
+"""How often at most an identical blob moves its row's last_seen_at."""
+
+SHRINK_FROM = 200
+"""Bytes of what a peer was given back from which the mark of data loss is looked for."""
+
+PIN_AUTOMATIC = 1
+PIN_OPERATOR = 2
+MAX_AUTOMATIC_PINS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class KeptRow:
+    """A version that is not current, as the planner needs it."""
+
+    kept: Kept
+    size: int
+    pins: int
+
+
+@dataclass(slots=True)
+class Totals:
+    """What is stored in all, and the newest revision given out."""
+
+    last_revision: int
+    peers: int
+    backups: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """The mark of data loss: what the peer was given back, and the bytes that it sent then."""
+
+    slot: Slot
+    row_id: int
+    given: Revision
+    size: int
+    pin: bool
+    hold_until: int | None
+
+
+@dataclass(slots=True)
+class Plan:
+    """What to write. Rows are in the order of the columns of the statements that take them."""
+
+    rows: list[tuple[object, ...]] = field(default_factory=list)
+    replaced: list[tuple[int, int]] = field(default_factory=list)
+    drops: list[int] = field(default_factory=list)
+    seen_again: list[tuple[int, int]] = field(default_factory=list)
+    new_peers: list[tuple[object, ...]] = field(default_factory=list)
+    losses: list[Loss] = field(default_factory=list)
+    refused: dict[SqliteLease, str] = field(default_factory=dict)
+    current: list[tuple[SqliteLease, Slot, Current]] = field(default_factory=list)
+    sizes: dict[SqliteLease, int] = field(default_factory=dict)
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing has to be written."""
+        return not (self.rows or self.seen_again)
+
+
+class Refused(Exception):  # noqa: N818 - control flow within this module
+    """An update is not taken; the text is what the peer is told."""
+
+
+class Planner:
+    """See the module's docstring.
+
+    `now` is the wall clock, `seen` the seconds that daemons have seen pass. `kept` holds the kept
+    versions of the slots that are replaced for the first time by their connection; `spare` rows of
+    strangers' kept versions (id, size) that may go when the store is full.
+    """
+
+    def __init__(
+        self,
+        quotas: Quotas,
+        totals: Totals,
+        *,
+        now: int,
+        seen: int,
+        kept: Mapping[Slot, list[KeptRow]],
+        spare: Iterable[tuple[int, int]] = (),
+        space_low: bool = False,
+    ) -> None:
+        self.plan = Plan()
+        self.totals = replace(totals)
+        self._quotas = quotas
+        self._now = now
+        self._seen = seen
+        self._kept = kept
+        self._spare = iter(spare)
+        self._space_low = space_low
+        self._new_peers: set[bytes] = set()
+        self._channels: dict[SqliteLease, int] = {}
+
+    def add(self, lease: SqliteLease, slot: Slot, update: Update) -> None:
+        """Decide about one update."""
+        current = lease.holdings.current.get(slot)
+        if current is not None and current.revision.sha256 == update.sha256 and not current.damaged:
+            self._seen_again(lease, slot, current)
+            return
+        try:
+            if self._space_low:
+                raise Refused("the disk is nearly full")
+            if current is None:
+                self._first(lease, slot, update)
+            elif current.opened_here or current.revision.sha256 == update.sha256:
+                # The same bytes again heal a damaged row where it is.
+                self._overwrite(lease, slot, update, current)
+            else:
+                self._replace(lease, slot, update, current)
+        except Refused as refusal:
+            self.plan.refused[lease] = str(refusal)
+
+    def _seen_again(self, lease: SqliteLease, slot: Slot, current: Current) -> None:
+        if self._now - current.last_seen_at >= LAST_SEEN_SECONDS:
+            self.plan.seen_again.append((self._now, current.row_id))
+            self.plan.current.append((lease, slot, replace(current, last_seen_at=self._now)))
+
+    def _first(self, lease: SqliteLease, slot: Slot, update: Update) -> None:
+        if slot.kind is BackupKind.CHANNEL_BACKUP:
+            channels = self._channels.get(lease)
+            if channels is None:
+                kinds = [held.kind for held in lease.holdings.current]
+                channels = kinds.count(BackupKind.CHANNEL_BACKUP)
+            if channels >= self._quotas.max_channels_per_peer:
+                raise Refused(
+                    f"backups of {self._quotas.max_channels_per_peer} channels are kept for a peer"
+                )
+            self._channels[lease] = channels + 1
+        new_peer = lease.holdings.first_seen is None and slot.node_id not in self._new_peers
+        if new_peer and self.totals.peers >= self._quotas.max_peers:
+            raise Refused("no more peers are taken here")
+        self._charge(lease, len(update.blob), may_exceed=False)
+        if new_peer:
+            self._new_peers.add(slot.node_id)
+            self.totals.peers += 1
+            self.plan.new_peers.append((slot.node_id, self._seen, self._now, self._now))
+        self._open_row(lease, slot, update)
+
+    def _overwrite(self, lease: SqliteLease, slot: Slot, update: Update, current: Current) -> None:
+        self._charge(lease, len(update.blob) - current.revision.size, may_exceed=True)
+        # The row keeps what says when it was opened; the values for a new row are not used.
+        self._write(lease, slot, update, current.row_id, opened_here=current.opened_here)
+
+    def _replace(self, lease: SqliteLease, slot: Slot, update: Update, current: Current) -> None:
+        """The first replacement of a slot by a connection: what was current is kept."""
+        loss = self._loss(lease, slot, update, current)
+        rows = [*self._kept.get(slot, ()), self._as_kept(current)]
+        if loss is not None:
+            rows = [
+                replace(row, kept=replace(row.kept, fixed=True))
+                if row.kept.row_id == loss.row_id and (loss.pin or loss.hold_until)
+                else row
+                for row in rows
+            ]
+        sizes = {row.kept.row_id: row.size for row in rows}
+        for history in range(self._quotas.history, 0, -1):
+            thinned = thin([row.kept for row in rows], history, self._seen)
+            added = len(update.blob) - sum(sizes[row_id] for row_id in thinned.drop)
+            if self._fits(lease, added):
+                break
+        self._charge(lease, added, may_exceed=True)
+        self.plan.drops += thinned.drop
+        self.totals.backups -= len(thinned.drop)
+        replaced = {current.row_id: self._seen, **dict(thinned.replaced)}
+        self.plan.replaced += [
+            (when, row_id) for row_id, when in replaced.items() if row_id not in thinned.drop
+        ]
+        if loss is not None:
+            self.plan.losses.append(loss)
+        self._open_row(lease, slot, update)
+
+    def _as_kept(self, current: Current) -> KeptRow:
+        revision = current.revision
+        kept = Kept(current.row_id, revision.sha256, current.opened, self._seen)
+        return KeptRow(replace(kept, fixed=current.pins != 0), revision.size, current.pins)
+
+    def _loss(
+        self, lease: SqliteLease, slot: Slot, update: Update, current: Current
+    ) -> Loss | None:
+        """The mark of data loss (DESIGN: Pins and holds)."""
+        given = lease.holdings.given.get(slot)
+        if given is None:
+            return None
+        row_id, revision = given
+        if revision.size < SHRINK_FROM or 2 * len(update.blob) >= revision.size:
+            return None
+        pins = [row.kept.row_id for row in self._kept.get(slot, ()) if row.pins & PIN_AUTOMATIC]
+        if current.pins & PIN_AUTOMATIC:
+            pins.append(current.row_id)
+        # A hold that is there runs its time: each reconnect of a peer whose channels are
+        # honestly gone would start it anew, and the newest would never be given back.
+        held = row_id != current.row_id
+        hold = self._quotas.hold_on_shrink if not held else 0
+        return Loss(
+            slot,
+            row_id,
+            revision,
+            len(update.blob),
+            pin=row_id not in pins and len(pins) < MAX_AUTOMATIC_PINS,
+            hold_until=self._seen + hold if hold else None,
+        )
+
+    def _fits(self, lease: SqliteLease, added: int) -> bool:
+        return self._size(lease) + added <= self._quotas.max_bytes_per_peer
+
+    def _size(self, lease: SqliteLease) -> int:
+        return self.plan.sizes.get(lease, lease.holdings.size)
+
+    def _charge(self, lease: SqliteLease, added: int, *, may_exceed: bool) -> None:
+        """Count bytes, or refuse them.
+
+        `may_exceed` is for replacements: an established peer's never fail for the store's sake.
+        """
+        if added > 0 and not self._fits(lease, added):
+            raise Refused(f"{self._quotas.max_bytes_per_peer} bytes are kept for a peer")
+        while added > 0 and self.totals.bytes + added > self._quotas.max_bytes:
+            spare = next(self._spare, None)
+            if spare is None:
+                if may_exceed and lease.holdings.established:
+                    break
+                raise Refused("the store is full")
+            row_id, size = spare
+            if row_id not in self.plan.drops:
+                self.plan.drops.append(row_id)
+                self.totals.backups -= 1
+                self.totals.bytes -= size
+        self.totals.bytes += added
+        self.plan.sizes[lease] = self._size(lease) + added
+
+    def _open_row(self, lease: SqliteLease, slot: Slot, update: Update) -> None:
+        self.totals.backups += 1
+        self._write(lease, slot, update, self.totals.last_revision + 1, opened_here=True)
+
+    def _write(
+        self, lease: SqliteLease, slot: Slot, update: Update, row_id: int, *, opened_here: bool
+    ) -> None:
+        self.totals.last_revision += 1
+        number = self.totals.last_revision
+        revision = Revision(slot, number, len(update.blob), update.sha256, self._now)
+        digest = backup_digest(slot, number, update.sha256)
+        self.plan.rows.append(
+            (row_id, slot.node_id, int(slot.kind), slot.channel_id, number, revision.size,
+             update.sha256, digest, self._now, self._now, self._seen, update.blob)
+        )  # fmt: skip
+        previous = lease.holdings.current.get(slot)
+        opened, pins = self._seen, 0
+        if previous is not None and previous.row_id == row_id:
+            opened, pins = previous.opened, previous.pins
+        self.plan.current.append(
+            (
+                lease,
+                slot,
+                Current(row_id, revision, self._now, opened, pins, opened_here, verified=True),
+            )
+        )

@@ -1,0 +1,272 @@
+"""Reading an SQLite store: used by the daemon beside its writer, and by commands on their own."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import sqlite3
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import aiosqlite
+
+from peerstore.errors import DamagedBackupError, SchemaError, StoreClosedError, StoreError
+from peerstore.store.base import Alarm, Backup, Counts, Revision, Version, backup_digest
+from peerstore.store.lease import Current, Holdings
+from peerstore.store.migrate import migrations, schema_version
+from peerstore.store.plan import PIN_AUTOMATIC, PIN_OPERATOR
+from peerstore.types import BackupKind, Network, NodeId, Slot
+
+_REVISION = "b.node_id, b.kind, b.channel_id, b.revision, b.size, b.sha256, b.stored_at"
+
+_HOLDINGS = f"""
+    SELECT {_REVISION}, b.id, b.last_seen_at, b.opened, b.pins, b.replaced IS NULL,
+           h.backup_id IS b.id AND (h.until IS NULL OR h.until > ?2), p.first_seen, p.established
+    FROM backup AS b
+    LEFT JOIN hold AS h USING (node_id, kind, channel_id)
+    LEFT JOIN peer AS p USING (node_id)
+    WHERE b.node_id = ?1 AND b.kind IN (1, 2, 3) ORDER BY b.id
+"""
+
+_VERSIONS = f"""
+    SELECT {_REVISION}, b.id, b.replaced IS NULL, b.pins,
+           h.backup_id IS NOT NULL AND (h.until IS NULL OR h.until > (SELECT seen FROM meta)),
+           h.backup_id
+    FROM backup AS b LEFT JOIN hold AS h USING (node_id, kind, channel_id)
+    WHERE (?1 IS NULL OR b.node_id = ?1) AND (NOT ?2 OR b.replaced IS NULL)
+          AND b.kind IN (1, 2, 3) -- another one is damage, which `verify` shows
+    ORDER BY b.node_id, b.kind, b.channel_id, b.id LIMIT ?3
+"""
+
+
+def _pinned_by(pins: int) -> str:
+    if pins & PIN_OPERATOR:
+        return "operator"
+    return "data loss" if pins & PIN_AUTOMATIC else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Meta:
+    """Whose database it is, and how far it has come.
+
+    `seen` is the seconds that daemons on it have seen pass.
+    """
+
+    node_id: NodeId
+    network: Network
+    schema_version: int
+    last_revision: int
+    epoch: bytes
+    seen: int
+    counts: Counts
+
+
+class SqliteReader:
+    """Read-only connections to a database; nothing here can write or checkpoint."""
+
+    def __init__(self, connections: list[aiosqlite.Connection]) -> None:
+        self._connections = connections
+        self._turn = itertools.count()
+
+    @classmethod
+    async def open(cls, path: Path, *, connections: int = 1) -> Self:
+        """Raises StoreError when there is no database or it can't be read, SchemaError when its
+        schema is not the one that this program reads."""
+        opened: list[aiosqlite.Connection] = []
+        try:
+            uri = _read_only_uri(path)
+            # Tried here first: aiosqlite's thread would outlive a failure.
+            sqlite3.connect(uri, uri=True).close()
+            for _ in range(connections):
+                opened.append(await aiosqlite.connect(uri, uri=True))  # noqa: PERF401 - closed on error
+            version = await schema_version(opened[0])
+            if version == 0:
+                raise SchemaError("it is empty: run `peerstore init`")
+            if version > len(migrations()):
+                raise SchemaError("a newer peerstore made it; use that one to read it")
+            if version < len(migrations()):
+                raise SchemaError("it is of an older schema; start the daemon once to upgrade it")
+        except (sqlite3.Error, SchemaError) as error:
+            await cls(opened).close()
+            kind = SchemaError if isinstance(error, SchemaError) else StoreError
+            raise kind(f"{path}: {error}") from error
+        return cls(opened)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        _type: type[BaseException] | None,
+        _value: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connections."""
+        for connection in self._connections:
+            await connection.close()
+        self._connections.clear()
+
+    async def meta(self) -> Meta:
+        """Whose database it is; raises StoreError for one whose making was interrupted."""
+        rows = await self._all(
+            "SELECT node_id, network, last_revision, epoch, seen, peers, backups, bytes FROM meta"
+        )
+        if not rows:
+            raise StoreError("the database is empty: run `peerstore init`")
+        node_id, network, last_revision, epoch, seen, *counts = rows[0]
+        return Meta(
+            NodeId(node_id), Network(network), len(migrations()), last_revision, epoch, seen,
+            Counts(*counts),
+        )  # fmt: skip
+
+    async def holdings(self, node_id: NodeId, seen: int) -> Holdings:
+        """What a peer has here; `seen` decides which holds have run out."""
+        holdings = Holdings({}, {}, 0, None, established=False)
+        for row in await self._all(_HOLDINGS, (node_id, seen)):
+            revision = _revision(row)
+            slot = revision.slot
+            row_id, last_seen_at, opened, pins, current, held, first_seen, established = row[7:]
+            holdings.size += revision.size
+            holdings.first_seen = first_seen
+            holdings.established = bool(established)
+            if held:
+                holdings.given[slot] = (row_id, revision)
+            if current:
+                holdings.current[slot] = Current(row_id, revision, last_seen_at, opened, pins)
+                holdings.given.setdefault(slot, (row_id, revision))
+        return holdings
+
+    async def read(self, row_id: int, expected: Revision) -> Backup:
+        """The bytes of a version.
+
+        Raises DamagedBackupError when they, or what is stored beside them, don't match the
+        digest or are not the version that was expected.
+        """
+        rows = await self._all(
+            f"SELECT {_REVISION}, b.digest, b.blob FROM backup AS b WHERE b.id = ?",
+            (row_id,),
+        )
+        for row in rows:
+            digest, blob = row[7:]
+            if _revision(row) == expected and matches(expected, digest, blob):
+                return Backup(expected, blob)
+        raise DamagedBackupError(
+            f"revision {expected.revision} ({expected.slot.kind.label}) of"
+            f" {expected.slot.node_id.hex()} does not match its digest"
+        )
+
+    async def versions(
+        self,
+        node_id: NodeId | None = None,
+        *,
+        current_only: bool = False,
+        limit: int | None = None,
+    ) -> AsyncIterator[Version]:
+        """What is stored, for one peer or for all, ordered by slot and revision."""
+        parameters = (node_id, current_only, -1 if limit is None else limit)
+        try:
+            async with self._connection().execute(_VERSIONS, parameters) as rows:
+                async for row in rows:
+                    row_id, current, pins, slot_held, held_id = row[7:]
+                    yield Version(
+                        row_id,
+                        _revision(row),
+                        current=bool(current),
+                        pinned=_pinned_by(pins),
+                        held=bool(slot_held) and held_id == row_id,
+                        slot_held=bool(slot_held),
+                    )
+        except sqlite3.Error as error:
+            raise StoreError(f"the database can't be read: {error}") from error
+
+    @contextlib.asynccontextmanager
+    async def unchanging(self) -> AsyncIterator[None]:
+        """Within the block everything is read from one state, whatever is written meanwhile."""
+        connection = self._connection()
+        await connection.execute("BEGIN")
+        try:
+            yield
+        finally:
+            await connection.rollback()
+
+    async def find(self, slot: Slot, revision: int | None = None) -> Version | None:
+        """A version of a slot; without a revision what the peer gets back, the held one or else
+        the current one. None when there is none."""
+        versions = [v async for v in self.versions(slot.node_id) if v.revision.slot == slot]
+        if revision is not None:
+            versions = [v for v in versions if v.revision.revision == revision]
+        held = [v for v in versions if v.held]
+        return next(reversed(held or versions), None)
+
+    async def alarms(self, *, acknowledged: bool) -> list[Alarm]:
+        """The alarms that stand, and those that were acknowledged too if asked for."""
+        rows = await self._all(
+            "SELECT id, kind, text, raised_at, last_at, count, acknowledged_at, node_id,"
+            " backup_kind, channel_id, revision FROM alarm"
+            " WHERE ? OR acknowledged_at IS NULL ORDER BY id",
+            (acknowledged,),
+        )
+        return [
+            Alarm(
+                number=row[0],
+                kind=row[1],
+                text=row[2],
+                raised_at=row[3],
+                last_at=row[4],
+                count=row[5],
+                acknowledged_at=row[6],
+                slot=None if row[7] is None else Slot(NodeId(row[7]), BackupKind(row[8]), row[9]),
+                revision=row[10],
+            )
+            for row in rows
+        ]
+
+    async def node_ids(self, prefix: str, limit: int) -> list[NodeId]:
+        """The peers with a backup whose id begins with these hexadecimal digits."""
+        low = bytes.fromhex(prefix.ljust(66, "0"))
+        high = bytes.fromhex(prefix.ljust(66, "f"))
+        rows = await self._all(
+            "SELECT node_id FROM peer WHERE node_id BETWEEN ? AND ? LIMIT ?", (low, high, limit)
+        )
+        return [NodeId(row[0]) for row in rows]
+
+    async def _all(self, sql: str, parameters: tuple[object, ...] = ()) -> list[Any]:
+        # One hop to the connection's thread, where a cursor takes three.
+        try:
+            return list(await self._connection().execute_fetchall(sql, parameters))
+        except sqlite3.Error as error:
+            raise StoreError(f"the database can't be read: {error}") from error
+
+    def _connection(self) -> aiosqlite.Connection:
+        if not self._connections:
+            raise StoreClosedError("the store is closed")
+        return self._connections[next(self._turn) % len(self._connections)]
+
+
+def matches(revision: Revision, digest: bytes, blob: bytes) -> bool:
+    """Whether a blob and what is stored beside it are what was stored."""
+    sha256 = hashlib.sha256(blob).digest()
+    try:
+        expected = backup_digest(revision.slot, revision.revision, sha256)
+    except (ValueError, OverflowError):  # a value that no digest was ever made of
+        return False
+    return revision.sha256 == sha256 and revision.size == len(blob) and expected == digest
+
+
+def _read_only_uri(path: Path) -> str:
+    if not path.is_file():
+        raise StoreError(f"there is no database at {path}: run `peerstore run` or `peerstore init`")
+    return f"{path.absolute().as_uri()}?mode=ro"
+
+
+def _revision(row: Any) -> Revision:
+    node_id, kind, channel_id, revision, size, sha256, stored_at = row[:7]
+    slot = Slot(NodeId(node_id), BackupKind(kind), channel_id)
+    return Revision(slot, revision, size, sha256, stored_at)
