@@ -1,0 +1,221 @@
+"""The other side of the protocol: a peer that stores with a provider.
+
+`peerstore probe`, the tests and the benchmarks use it. One task drives a client; its pings are
+answered as they are read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from types import TracebackType
+from typing import Self
+
+from peerstore.connection import Authenticated, Connection, MessageReceived
+from peerstore.errors import CodecError, ProbeError, TransportError
+from peerstore.transport.secp256k1 import KeyPair
+from peerstore.types import Network, NodeAddress
+from peerstore.wire import features
+from peerstore.wire.messages import (
+    MESSAGES,
+    PONG_LIMIT,
+    ErrorMessage,
+    Init,
+    Message,
+    PeerStorage,
+    PeerStorageRetrieval,
+    Ping,
+    Pong,
+    WarningMessage,
+    decode_message,
+    message_type,
+)
+
+DEFAULT_FEATURES = features.OURS & ~(3 << features.OPTION_PROVIDE_STORAGE)
+"""What a peer that only stores offers."""
+
+_READ_SIZE = 128 << 10
+
+
+class ConnectionClosedError(ProbeError):
+    """The provider closed the connection."""
+
+
+class StorageRefusedError(ProbeError):
+    """The provider warned that an update since the last confirmation was not stored."""
+
+
+class Client:
+    """A connection to a provider, from its handshake to its close.
+
+    Every method that waits raises ConnectionClosedError when the provider closes, and
+    TimeoutError after `timeout` seconds.
+    """
+
+    def __init__(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        connection: Connection,
+        timeout: float,
+    ) -> None:
+        self.warnings: list[str] = []
+        """The texts of every `warning` received."""
+        self.remote_init: Init | None = None
+        self._reader = reader
+        self._writer = writer
+        self._connection = connection
+        self._timeout = timeout
+        self._retrieval: bytes | None = None
+
+    @classmethod
+    async def connect(
+        cls,
+        address: NodeAddress,
+        key: KeyPair,
+        *,
+        timeout: float = 30.0,  # noqa: ASYNC109 - kept for every later wait too
+    ) -> Self:
+        """Connect and shake hands.
+
+        Raises ProbeError when the provider can't be reached or has another key.
+        """
+        connection = Connection(key, remote_node_id=address.node_id)
+        try:
+            async with asyncio.timeout(timeout):
+                reader, writer = await asyncio.open_connection(address.host, address.port)
+        except TimeoutError:
+            raise ProbeError(f"{address}: no answer within {timeout:g} s") from None
+        except OSError as error:
+            raise ProbeError(f"{address}: can't connect: {error.strerror or error}") from error
+        client = cls(reader, writer, connection, timeout)
+        try:
+            await client._flush()
+            event = await client._next_event()
+        except BaseException as error:
+            await client.close()
+            if isinstance(error, ConnectionClosedError | TransportError):
+                raise ProbeError(
+                    f"{address}: the handshake failed ({error}): is this its node id?"
+                ) from error
+            raise
+        assert isinstance(event, Authenticated)  # noqa: S101 - the first event always is
+        return client
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        _type: type[BaseException] | None,
+        _value: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connection."""
+        self._writer.close()
+        with contextlib.suppress(OSError):  # the other side was faster
+            await self._writer.wait_closed()
+
+    async def init(self, network: Network, *, offered: int = DEFAULT_FEATURES) -> Init:
+        """Exchange `init`; returns the provider's.
+
+        Raises ProbeError when it does not offer storage.
+        """
+        await self.send(Init(offered, (network.chain_hash,)))
+        message = await self.receive()
+        if not isinstance(message, Init):
+            raise ProbeError(f"the provider's first message is not init but {message!r:.100}")
+        self.remote_init = message
+        if not features.offers(message.features, features.OPTION_PROVIDE_STORAGE):
+            raise ProbeError("the provider does not offer storage (option_provide_storage, 42/43)")
+        return message
+
+    async def retrieve(self) -> bytes | None:
+        """What the provider gave back after `init`, None when nothing is stored."""
+        await self._round_trip()
+        return self._retrieval
+
+    async def store(self, blob: bytes) -> None:
+        """Send an update of at most 65531 bytes; `confirm` tells what became of it."""
+        await self.send(PeerStorage(blob))
+
+    async def confirm(self) -> None:
+        """Wait until the provider has confirmed all that was stored since the last time.
+
+        Raises StorageRefusedError with the provider's words.
+        """
+        already = len(self.warnings)
+        await self._round_trip()
+        refusals = [text for text in self.warnings[already:] if text.startswith("storage:")]
+        if refusals:
+            raise StorageRefusedError("; ".join(refusals))
+
+    async def send(self, message: Message) -> None:
+        """Send any message."""
+        await self.send_raw(message.encode())
+
+    async def send_raw(self, *messages: bytes) -> None:
+        """Send messages, types included, in one write."""
+        for message in messages:
+            self._connection.send_message(message)
+        await self._flush()
+
+    async def receive(self) -> Message:
+        """The next message; pings are answered, retrievals and warnings are also remembered.
+
+        Messages that the codec does not know are skipped. Raises ProbeError for one that can't
+        be read.
+        """
+        while True:
+            event = await self._next_event()
+            assert isinstance(event, MessageReceived)  # noqa: S101 - authenticated before
+            try:
+                if message_type(event.data) not in MESSAGES:
+                    continue
+                message = decode_message(event.data)
+            except CodecError as error:
+                raise ProbeError(f"the provider sent a malformed message: {error}") from error
+            if isinstance(message, Ping):
+                if message.num_pong_bytes < PONG_LIMIT:
+                    await self.send(Pong(bytes(message.num_pong_bytes)))
+                continue
+            if isinstance(message, PeerStorageRetrieval):
+                self._retrieval = message.blob
+            elif isinstance(message, WarningMessage):
+                self.warnings.append(message.text)
+            return message
+
+    async def _round_trip(self) -> None:
+        await self.send(Ping(1))
+        while not isinstance(message := await self.receive(), Pong):
+            if isinstance(message, ErrorMessage):
+                raise ProbeError(f"the provider sent an error: {message.text}")
+
+    async def _next_event(self) -> Authenticated | MessageReceived:
+        while (event := self._connection.next_event()) is None:
+            try:
+                async with asyncio.timeout(self._timeout):
+                    data = await self._reader.read(_READ_SIZE)
+            except OSError as error:
+                raise ConnectionClosedError(self._closed(str(error))) from error
+            if not data:
+                raise ConnectionClosedError(self._closed(""))
+            self._connection.receive_data(data)
+        await self._flush()
+        return event
+
+    def _closed(self, why: str) -> str:
+        said = f"; it said: {self.warnings[-1]}" if self.warnings else ""
+        return f"the provider closed the connection{': ' if why else ''}{why}{said}"
+
+    async def _flush(self) -> None:
+        data = self._connection.data_to_send()
+        if data:
+            try:
+                self._writer.write(data)
+                await self._writer.drain()
+            except OSError as error:
+                raise ConnectionClosedError(self._closed(str(error))) from error

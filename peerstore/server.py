@@ -1,0 +1,460 @@
+"""The only file that owns peer sockets: listening, timers, backpressure, closing.
+
+A socket's bytes go to its Connection, the messages that come out go to its Session, and the
+actions that follow are carried out here. There is no task and no thread hop for a message; a
+connection costs two short tasks in its life, for opening its lease and for reading what is
+replayed.
+
+Backpressure is one rule: bytes are taken from a socket until READ_AHEAD of them wait, and what
+waits is looked at only while nothing is in the way: the session is ready, the peer reads what it
+is sent, and the store keeps up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import ipaddress
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import cast
+
+import structlog
+
+from peerstore.connection import Authenticated, Connection
+from peerstore.errors import DecryptionError, ListenError, StoreError, TransportError
+from peerstore.session import Action, Close, Report, Retrieve, Send, Session, Timeouts
+from peerstore.session import Store as StoreUpdate
+from peerstore.store.base import Lease, Store
+from peerstore.transport.secp256k1 import KeyPair
+from peerstore.types import BackupKind, Network, NodeId, Slot, format_host_port
+from peerstore.wire.messages import address_descriptor
+
+READ_BUFFER = 128 << 10
+"""Bytes of one read from a socket: a message of full size fits, with room for the next."""
+
+READ_AHEAD = 64 << 10
+"""Bytes of a connection that may wait while something is in the way of looking at them."""
+
+WRITE_AHEAD = 64 << 10
+"""Bytes that may be gathered for one write."""
+
+CLOSE_SECONDS = 5.0
+"""How long a peer may take to read what was sent before we closed."""
+
+BACKLOG = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Seconds: for each act of the handshake, and what a session waits for."""
+
+    handshake: float = 5.0
+    session: Timeouts = field(default_factory=Timeouts)
+
+
+class PeerServer:
+    """Accepts peers and serves each by the book; see the module's docstring."""
+
+    def __init__(self, *, key: KeyPair, network: Network, store: Store, limits: Limits) -> None:
+        self.key = key
+        self.network = network
+        self.store = store
+        self.limits = limits
+        self.loop = asyncio.get_running_loop()
+        self.peers: dict[NodeId, PeerConnection] = {}
+        """The newest connection of each peer that is authenticated."""
+        self.connections: set[PeerConnection] = set()
+        """Every open connection, in whatever state."""
+        self.frozen = False
+        self.addresses: list[tuple[str, int]] = []
+        """Where it listens, with the ports that the kernel picked for port 0."""
+        # One buffer serves every socket: a read and its use are never interrupted.
+        self.read_buffer = memoryview(bytearray(READ_BUFFER))
+        # Bound once: a lazy logger is made anew at every call.
+        self.log = structlog.get_logger().bind()
+        self._servers: list[asyncio.Server] = []
+        self._empty: asyncio.Event | None = None
+
+    async def listen(self, addresses: Iterable[tuple[str, int]]) -> None:
+        """Listen on IP addresses and ports.
+
+        A host without IPv6 gets a warning. Raises ListenError when an address can't be had, and
+        when there is none.
+        """
+        for host, port in addresses:
+            try:
+                server = await self.loop.create_server(
+                    lambda: PeerConnection(self), host, port, backlog=BACKLOG
+                )
+            except OSError as error:
+                where = format_host_port(host, port)
+                if ":" in host and error.errno in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
+                    self.log.warning("no_ipv6", address=where, error=error.strerror)
+                    continue
+                self.close_listeners()
+                raise ListenError(_listen_failure(where, error)) from error
+            self._servers.append(server)
+            self.addresses += [sock.getsockname()[:2] for sock in server.sockets]
+        if not self._servers:
+            raise ListenError("none of listen.addresses can be listened on")
+
+    def close_listeners(self) -> None:
+        """Accept nobody any more. Never waits: asyncio's wait_closed waits for idle peers."""
+        for server in self._servers:
+            server.close()
+        self._servers.clear()
+
+    def freeze(self) -> None:
+        """Take no more messages from anyone; confirmations still go out."""
+        self.close_listeners()
+        self.frozen = True
+        for connection in self.connections:
+            connection.regulate()
+
+    async def close(self, grace: float) -> None:
+        """Close every connection, and cut those that have not read all after `grace` seconds."""
+        self.freeze()
+        self._empty = asyncio.Event()
+        for connection in list(self.connections):
+            connection.close("shutting down")
+        if self.connections:
+            try:
+                await asyncio.wait_for(self._empty.wait(), grace)
+            except TimeoutError:
+                for connection in list(self.connections):
+                    connection.abort()
+                await self._empty.wait()
+
+    def forget(self, connection: PeerConnection) -> None:
+        """A connection is gone."""
+        self.connections.discard(connection)
+        node_id = connection.node_id
+        if node_id is not None and self.peers.get(node_id) is connection:
+            del self.peers[node_id]
+        if self._empty is not None and not self.connections:
+            self._empty.set()
+
+
+class PeerConnection(asyncio.BufferedProtocol):
+    """One peer's socket with its Connection, Session and Lease."""
+
+    __slots__ = (
+        "_acts",
+        "_closing",
+        "_connection",
+        "_deadline",
+        "_eof",
+        "_lease",
+        "_reading",
+        "_server",
+        "_session",
+        "_task",
+        "_timer",
+        "_transport",
+        "_uncommitted",
+        "_writable",
+        "node_id",
+    )
+
+    def __init__(self, server: PeerServer) -> None:
+        self.node_id: NodeId | None = None
+        self._server = server
+        self._transport = cast("asyncio.Transport", None)  # there from connection_made on
+        self._connection = Connection(server.key)
+        self._session: Session | None = None
+        self._lease: Lease | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._acts = 0
+        self._deadline = 0.0
+        self._closing = False
+        self._eof = False
+        self._reading = True
+        self._writable = True
+        self._uncommitted = False
+
+    # What asyncio calls
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+        self._server.connections.add(self)
+        self._deadline = self._server.loop.time() + self._server.limits.handshake
+        self._arm()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if not self._closing:
+            self._log_end("connection lost" if exc is None else str(exc))
+        self._closing = True
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._task is not None:
+            self._task.cancel()
+        if self._lease is not None:
+            self._lease.close()
+        self._server.forget(self)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._server.read_buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        if self._closing:
+            return
+        self._connection.receive_data(self._server.read_buffer[:nbytes])
+        if self._session is not None:
+            self._session.heard(self._server.loop.time())
+        self._process()
+
+    def eof_received(self) -> bool:
+        # What came before may still wait, for the lease or the store: it is looked at first.
+        self._eof = True
+        if not self._closing:
+            self._process()
+        return True
+
+    def pause_writing(self) -> None:
+        self._writable = False
+
+    def resume_writing(self) -> None:
+        self._writable = True
+        self._process()
+
+    # What the store calls
+
+    def stored(self, sequence: int) -> None:
+        """See store.base.Listener."""
+        session = self._session
+        if session is not None and not self._closing:
+            self._uncommitted = False
+            self._carry_out(session.stored(sequence, self._server.loop.time()))
+            self._process()
+
+    def not_stored(self, sequence: int, reason: str) -> None:
+        """See store.base.Listener."""
+        session = self._session
+        if session is not None and not self._closing:
+            self._uncommitted = False
+            self._carry_out(session.not_stored(sequence, reason, self._server.loop.time()))
+            self._process()
+
+    # What the server calls
+
+    def close(self, reason: str) -> None:
+        """Send what was said, then close."""
+        if self._closing:
+            return
+        self._log_end(reason)
+        self._closing = True
+        self._flush()
+        self._transport.close()
+        if self._timer is not None:
+            self._timer.cancel()
+        # A peer that is gone or does not read would keep the socket for many minutes.
+        self._timer = self._server.loop.call_later(CLOSE_SECONDS, self._transport.abort)
+
+    def abort(self) -> None:
+        """Close at once."""
+        self._closing = True
+        self._transport.abort()
+
+    def regulate(self) -> None:
+        """Read from the socket, or stop reading, as the state of things has it."""
+        if self._closing or self._eof:
+            return
+        wanted = self._connection.buffered < READ_AHEAD and not self._server.frozen
+        if wanted != self._reading:
+            self._reading = wanted
+            if wanted:
+                self._transport.resume_reading()
+            else:
+                self._transport.pause_reading()
+
+    # Inside
+
+    def _unhindered(self) -> bool:
+        """Whether the next thing that the peer sent may be looked at."""
+        if self._closing or not self._writable or self._server.frozen:
+            return False
+        if self._session is None:
+            return not self._connection.authenticated
+        if self._uncommitted and self._server.store.congested:
+            return False
+        return self._session.ready
+
+    def _process(self) -> None:
+        """Look at what the peer sent as far as that can be done now."""
+        try:
+            while self._unhindered():
+                event = self._connection.next_event()
+                if event is None:
+                    break
+                if isinstance(event, Authenticated):
+                    self._authenticated(event.node_id)
+                elif self._session is not None:
+                    now = self._server.loop.time()
+                    self._carry_out(self._session.receive(event.data, now))
+                    if self._connection.outgoing > WRITE_AHEAD:
+                        # What the peer does not read has to stop us at once.
+                        self._flush()
+        except TransportError as error:
+            self._broken(error)
+            return
+        if self._eof and self._unhindered():
+            # All is taken. Half a connection is of no use to anyone.
+            self._end_of_stream()
+        self._flush()
+        self.regulate()
+        if not self._closing:
+            self._arm()
+
+    def _end_of_stream(self) -> None:
+        try:
+            self._connection.receive_eof()
+        except TransportError as error:
+            self.close(str(error))
+        else:
+            self.close("closed by the peer")
+
+    def _authenticated(self, node_id: NodeId) -> None:
+        self.node_id = node_id
+        older = self._server.peers.get(node_id)
+        if older is not None:
+            older.close("replaced by a newer connection of the same peer")
+        self._server.peers[node_id] = self
+        # A limit of its own for the store, should it hang.
+        self._deadline = self._server.loop.time() + self._server.limits.session.init
+        self._task = self._server.loop.create_task(self._open_session(node_id))
+
+    async def _open_session(self, node_id: NodeId) -> None:
+        try:
+            lease = await self._server.store.open_lease(node_id, self)
+        except StoreError as error:
+            self._server.log.error("lease_failed", node_id=node_id.hex(), error=str(error))
+            self.close("the store can't be read")
+            return
+        if self._closing:
+            lease.close()
+            return
+        self._lease = lease
+        self._session = Session(
+            chain_hash=self._server.network.chain_hash,
+            now=self._server.loop.time(),
+            remote_addr=self._remote_addr(),
+            timeouts=self._server.limits.session,
+        )
+        self._server.log.debug("peer_connected", node_id=node_id.hex(), address=self._address())
+        self._carry_out(self._session.start())
+        self._process()
+
+    def _carry_out(self, actions: Sequence[Action]) -> None:
+        for action in actions:
+            if isinstance(action, Send):
+                self._connection.send_message(action.message)
+            elif isinstance(action, StoreUpdate):
+                self._put(action)
+            elif isinstance(action, Retrieve):
+                self._retrieve()
+            elif isinstance(action, Report):
+                self._server.log.info(action.event, node_id=self._hex_id(), **action.details)
+            elif isinstance(action, Close):
+                self.close(action.reason)
+
+    def _put(self, update: StoreUpdate) -> None:
+        assert self._lease is not None and self.node_id is not None  # noqa: S101, PT018
+        self._uncommitted = True
+        slot = Slot(self.node_id, update.kind, update.channel_id)
+        self._lease.put(update.sequence, slot, update.blob)
+
+    def _retrieve(self) -> None:
+        assert self._lease is not None and self._session is not None  # noqa: S101, PT018
+        for slot in self._lease.slots:
+            if slot.kind is BackupKind.PEER_STORAGE:
+                read = self._read_and_replay(self._lease, self._session, slot)
+                self._task = self._server.loop.create_task(read)
+                return
+        self._carry_out(self._session.retrieved(None))
+
+    async def _read_and_replay(self, lease: Lease, session: Session, slot: Slot) -> None:
+        blob = None
+        try:
+            backup = await lease.read(slot)
+        except StoreError as error:
+            # What can't be trusted is never sent; the peer is served on without it.
+            self._server.log.error("replay_failed", node_id=self._hex_id(), error=str(error))
+        else:
+            blob = None if backup is None else backup.blob
+        if not self._closing:
+            self._carry_out(session.retrieved(blob))
+            self._process()
+
+    def _flush(self) -> None:
+        data = self._connection.data_to_send()
+        if data:
+            self._transport.write(data)
+
+    def _broken(self, error: TransportError) -> None:
+        """BOLT 8 was broken: close at once, answer nothing."""
+        session = self._session
+        if isinstance(error, DecryptionError) and session and session.silent_since_init:
+            # CLN's warning about an init that it does not like can't be decrypted.
+            self._log_end("the peer hung up on our init")
+        else:
+            self._log_end(str(error))
+        self.abort()
+
+    def _arm(self) -> None:
+        """Have `_on_timer` called at the next deadline; a timer that is early does no harm."""
+        if self._session is not None:
+            deadline = self._session.next_deadline()
+        else:
+            if self._acts != self._connection.acts_received:
+                self._acts = self._connection.acts_received
+                if not self._connection.authenticated:
+                    self._deadline = self._server.loop.time() + self._server.limits.handshake
+            deadline = self._deadline
+        if self._timer is not None:
+            if self._timer.when() <= deadline:
+                return
+            self._timer.cancel()
+        self._timer = self._server.loop.call_at(deadline, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        now = self._server.loop.time()
+        if self._session is not None:
+            self._carry_out(self._session.tick(now))
+            self._process()
+        elif now >= self._deadline:
+            waiting_for_store = self._connection.authenticated
+            self._log_end("the store hangs" if waiting_for_store else "handshake timeout")
+            self.abort()
+        else:
+            self._arm()
+
+    def _remote_addr(self) -> bytes | None:
+        """The peer's address as BOLT 1 wants it echoed: only a public one."""
+        peer = self._transport.get_extra_info("peername")
+        if not peer:
+            return None
+        address = ipaddress.ip_address(peer[0].partition("%")[0])
+        return address_descriptor(address, peer[1]) if address.is_global else None
+
+    def _address(self) -> str:
+        peer = self._transport.get_extra_info("peername")
+        return format_host_port(peer[0], peer[1]) if peer else "unknown"
+
+    def _hex_id(self) -> str:
+        return self.node_id.hex() if self.node_id is not None else ""
+
+    def _log_end(self, reason: str) -> None:
+        self._server.log.debug(
+            "peer_disconnected", node_id=self._hex_id(), address=self._address(), reason=reason
+        )
+
+
+def _listen_failure(where: str, error: OSError) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return f"{where} is in use: stop what listens there or change listen.addresses"
+    if error.errno == errno.EACCES:
+        return f"{where}: no permission; ports below 1024 need a privilege"
+    return f"{where} can't be listened on: {error.strerror or error}"
