@@ -1,0 +1,177 @@
+"""The types of the configuration's values: each reads a text and checks it.
+
+They raise ValueError whose text says what is expected; config.py says where it stands.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from pathlib import Path
+from typing import Self
+
+from peerstore.errors import AddressError
+from peerstore.types import parse_host_port
+
+ALIAS_MAX_BYTES = 32
+
+_UNIT_SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+_DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|[smhdw])")
+_LONGEST_DURATION = 36525 * 86400  # seconds; keeps now minus a duration a valid date
+_UNIT_BYTES = {"B": 1, **{f"{p}B": 1000**n for n, p in enumerate("kMGT", 1)},
+               **{f"{p}iB": 1024**n for n, p in enumerate("KMGT", 1)}}  # fmt: skip
+_SIZE = re.compile(r"([0-9]{1,15})(B|[kMGT]B|[KMGT]iB)")
+_HOST_NAME = re.compile(r"(?:[\w-]+\.)*(?![0-9]+$)[\w-]+", re.ASCII)
+
+
+class Duration(float):
+    """Seconds, read from a number with a unit (`500ms`, `5s`, `2m`, `2h`, `1d`, `3w`) or `0`.
+
+    `str()` gives the text as it was written; raises ValueError.
+    """
+
+    text: str
+
+    def __new__(cls, text: str) -> Self:
+        match = _DURATION.fullmatch(text)
+        if match is None and text != "0":
+            raise ValueError('expected a number and a unit of ms, s, m, h, d or w, such as "15s"')
+        seconds = float(match[1]) * _UNIT_SECONDS[match[2]] if match else 0.0
+        if seconds > _LONGEST_DURATION:
+            raise ValueError("expected at most a hundred years (36525d)")
+        duration = super().__new__(cls, seconds)
+        duration.text = text
+        return duration
+
+    def __str__(self) -> str:
+        return self.text
+
+
+class Timeout(Duration):
+    """A duration that is more than 0."""
+
+    def __new__(cls, text: str) -> Self:
+        timeout = super().__new__(cls, text)
+        if not timeout:
+            raise ValueError('a timeout must be more than 0, such as "15s"')
+        return timeout
+
+
+class Size(int):
+    """Bytes, read from a whole number with a unit (`512KiB`, `256MiB`, `10GiB`, `1MB`) or `0`.
+
+    `str()` gives the text as it was written; raises ValueError.
+    """
+
+    text: str
+
+    def __new__(cls, text: str) -> Self:
+        match = _SIZE.fullmatch(text)
+        if match is None and text != "0":
+            raise ValueError('expected a whole number and a unit, such as "256MiB" or "10GiB"')
+        size = super().__new__(cls, int(match[1]) * _UNIT_BYTES[match[2]] if match else 0)
+        size.text = text
+        return size
+
+    def __str__(self) -> str:
+        return self.text
+
+
+class Room(Size):
+    """A size that has room for a backup of full size."""
+
+    def __new__(cls, text: str) -> Self:
+        room = super().__new__(cls, text)
+        if room < 1 << 17:
+            raise ValueError('too little for one backup and the one before it: at least "128KiB"')
+        return room
+
+
+def _is_ip_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+class Address(str):
+    """`host:port`; `host` is without brackets. Raises ValueError."""
+
+    host: str
+    port: int
+
+    def __new__(cls, text: str) -> Self:
+        try:
+            host, port = parse_host_port(text)
+        except AddressError as error:
+            raise ValueError(str(error)) from None
+        address = super().__new__(cls, text)
+        address.host, address.port = host, port
+        return address
+
+
+class ListenAddress(Address):
+    """Where to listen: an IP address and a port; port 0 lets the kernel pick one."""
+
+    def __new__(cls, text: str) -> Self:
+        address = super().__new__(cls, text)
+        if not _is_ip_address(address.host):
+            raise ValueError(
+                f"{address.host!r} is not an IP address: "
+                "expected one such as 127.0.0.1:9737 or [::]:9737"
+            )
+        return address
+
+
+class PublicAddress(Address):
+    """What peers are told to dial: a name, an onion or an IP address, and a port."""
+
+    def __new__(cls, text: str) -> Self:
+        address = super().__new__(cls, text)
+        if not (_is_ip_address(address.host) or _HOST_NAME.fullmatch(address.host)):
+            raise ValueError(f"{address.host!r} is not a host name, an onion or an IP address")
+        if address.port == 0:
+            raise ValueError(f"{text!r}: no peer can dial port 0; expected 1 to 65535")
+        return address
+
+
+class Alias(str):
+    """A name for people: at most 32 bytes of UTF-8."""
+
+    def __new__(cls, text: str) -> Self:
+        if (size := len(text.encode())) > ALIAS_MAX_BYTES:
+            raise ValueError(f"it has {size} bytes; an alias has at most {ALIAS_MAX_BYTES}")
+        return super().__new__(cls, text)
+
+
+class FileName(str):
+    """A path to a file, absolute or relative to the data directory."""
+
+    def __new__(cls, text: str) -> Self:
+        if not text or text.endswith("/"):
+            raise ValueError("expected the path of a file, relative to the data directory or not")
+        return super().__new__(cls, text)
+
+    def path(self, data_dir: Path) -> Path:
+        """The file in `data_dir`, or the absolute path as it stands."""
+        return data_dir / self
+
+
+class StoreUrl(str):
+    """`sqlite:///name`, relative to the data directory, or `sqlite:////absolute/name`."""
+
+    _SCHEME = "sqlite:///"
+
+    def __new__(cls, text: str) -> Self:
+        name = text.removeprefix(cls._SCHEME)
+        # `?` begins the options of a URL; taken as a name it would make an odd file.
+        if name == text or not name or name.endswith("/") or "?" in name:
+            raise ValueError(
+                "expected sqlite:///NAME (in the data directory) or sqlite:////ABSOLUTE/NAME"
+            )
+        return super().__new__(cls, text)
+
+    def path(self, data_dir: Path) -> Path:
+        """The database file."""
+        return data_dir / self.removeprefix(self._SCHEME)
