@@ -1,0 +1,5 @@
+"""`python -m peerstore`."""
+
+from peerstore.cli import main
+
+main()

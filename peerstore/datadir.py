@@ -1,0 +1,151 @@
+"""The data directory: what is in it, its lock, and the node's key."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import stat
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from peerstore.errors import DataDirectoryError, KeyFileError
+from peerstore.transport.secp256k1 import KeyPair
+
+SOCKET_NAME = "peerstore.sock"
+LOCK_NAME = "peerstore.lock"
+KEY_NAME = "node.key"
+
+
+def make_data_directory(path: Path) -> None:
+    """Make the directory, 0700, with its parents; raises DataDirectoryError."""
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataDirectoryError(
+            f"the data directory {path} can't be made: {error.strerror};"
+            " choose another one with --data-dir"
+        ) from error
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise DataDirectoryError(
+            f"the data directory {path} can't be written: change its owner or permissions,"
+            " or choose another one with --data-dir"
+        )
+
+
+@contextlib.contextmanager
+def locked(*paths: Path) -> Iterator[None]:
+    """Hold the lock files; raises DataDirectoryError that says who holds one of them."""
+    with contextlib.ExitStack() as stack:
+        for path in dict.fromkeys(paths):
+            try:
+                descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            except OSError as error:
+                raise DataDirectoryError(
+                    f"the lock file {path} can't be opened: {error.strerror}"
+                ) from error
+            stack.callback(os.close, descriptor)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                holder = os.read(descriptor, 32).decode("ascii", "replace").strip()
+                raise DataDirectoryError(
+                    f"another peerstore (process {holder or 'unknown'}) holds {path}:"
+                    " stop it first, or choose another --data-dir"
+                ) from None
+            os.truncate(descriptor, 0)
+            os.write(descriptor, f"{os.getpid()}\n".encode())
+        yield
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a process holds the lock file."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def key_path(data_dir: Path, node_key_file: str, environ: Mapping[str, str]) -> Path:
+    """Where the node's key is: systemd's credential when there is one, else the configured file."""
+    credentials = environ.get("CREDENTIALS_DIRECTORY")
+    if credentials and (credential := Path(credentials) / KEY_NAME).exists():
+        return credential
+    return data_dir / node_key_file
+
+
+def load_key(path: Path, *, private: bool = True) -> KeyPair:
+    """Read a key file: 64 hexadecimal digits.
+
+    `private` demands that nobody but its owner can read it; systemd's credentials are guarded
+    otherwise. Raises KeyFileError, FileNotFoundError when there is none.
+    """
+    try:
+        with path.open("rb") as file:
+            mode = os.fstat(file.fileno()).st_mode
+            text = file.read(1024)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise KeyFileError(f"the key file {path} can't be read: {error.strerror}") from error
+    if private and stat.S_IMODE(mode) & 0o077:
+        raise KeyFileError(f"others can read the key file {path}: chmod 600 {path}")
+    try:
+        return KeyPair.from_private_bytes(bytes.fromhex(text.decode("ascii").strip()))
+    except ValueError:
+        raise KeyFileError(
+            f"the key file {path} does not hold a key of 64 hexadecimal digits:"
+            " put the right file back; a new key would find no peer's backup"
+        ) from None
+
+
+def load_or_make_key(path: Path, *, private: bool = True) -> tuple[KeyPair, bool]:
+    """Read the key file, or make one, 0600; an existing one is never overwritten.
+
+    Returns the key and whether it is new. Raises KeyFileError.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        return load_key(path, private=private), False
+    key = KeyPair.generate()
+    assert key.private is not None  # noqa: S101 - just made
+    # Written whole under another name first: a crash must not leave half a key.
+    try:
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        raise KeyFileError(f"the key file {path} can't be made: {error.strerror}") from error
+    temporary = Path(name)
+    try:
+        try:
+            os.write(descriptor, f"{key.private.secret.hex()}\n".encode())
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        path.hardlink_to(temporary)
+        sync_directory(path.parent)
+    except FileExistsError:
+        try:
+            return load_key(path, private=private), False
+        except FileNotFoundError:
+            raise KeyFileError(f"the key file {path} is a link to a file that is missing") from None
+    except OSError as error:
+        raise KeyFileError(f"the key file {path} can't be made: {error.strerror}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return key, True
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in a directory durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

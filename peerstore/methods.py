@@ -1,0 +1,69 @@
+"""What an operator can have done to the store, by name: the methods of the control socket.
+
+The same table serves a command that finds no daemon and takes the lock itself, so there is one way
+in which a thing is done. Parameters are what JSON has: ids in hexadecimal, kinds by name, times in
+seconds. Every method raises OperatorError for what it refuses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from peerstore.errors import AddressError
+from peerstore.store import operations
+from peerstore.store.sqlite import SqliteStore
+from peerstore.types import CHANNEL_ID_SIZE, BackupKind, Slot, parse_node_id
+
+
+def parse_slot(node_id: str, kind: str, channel_id: str = "") -> Slot:
+    """A slot from its texts; raises AddressError."""
+    try:
+        backup_kind = BackupKind[kind.upper()]
+    except KeyError:
+        known = ", ".join(known.label for known in BackupKind)
+        raise AddressError(f"{kind!r} is no kind of backup; known are {known}") from None
+    try:
+        channel = bytes.fromhex(channel_id)
+    except ValueError:
+        raise AddressError(f"{channel_id!r} is not a channel id: 64 hexadecimal digits") from None
+    wanted = CHANNEL_ID_SIZE if backup_kind is BackupKind.CHANNEL_BACKUP else 0
+    if len(channel) != wanted:
+        raise AddressError(
+            "a channel_backup, and no other kind, has a channel id of 64 hexadecimal digits"
+        )
+    return Slot(parse_node_id(node_id), backup_kind, channel)
+
+
+def methods(store: SqliteStore) -> Mapping[str, Callable[..., Awaitable[Any]]]:
+    """The methods that change the store, each named `noun.verb`."""
+
+    async def pin(node_id: str, kind: str, channel_id: str, revision: int) -> None:
+        await store.run(operations.pin(parse_slot(node_id, kind, channel_id), revision))
+
+    async def unpin(node_id: str, kind: str, channel_id: str, revision: int) -> None:
+        await store.run(operations.unpin(parse_slot(node_id, kind, channel_id), revision))
+
+    async def hold(
+        node_id: str, kind: str, channel_id: str, revision: int, seconds: int | None
+    ) -> None:
+        slot = parse_slot(node_id, kind, channel_id)
+        await store.run(operations.hold(slot, revision, seconds))
+
+    async def release(node_id: str, kind: str, channel_id: str) -> None:
+        await store.run(operations.release(parse_slot(node_id, kind, channel_id)))
+
+    async def delete(node_id: str, kind: str, channel_id: str, revision: int) -> None:
+        await store.run(operations.delete(parse_slot(node_id, kind, channel_id), revision))
+
+    async def acknowledge(number: int) -> None:
+        await store.run(operations.acknowledge(number))
+
+    return {
+        "backups.pin": pin,
+        "backups.unpin": unpin,
+        "backups.hold": hold,
+        "backups.release": release,
+        "backups.delete": delete,
+        "alarms.ack": acknowledge,
+    }
