@@ -1,0 +1,199 @@
+"""The bare loops that peerstore is measured against: what its parts can do with nothing around.
+
+Run as `python -m tests.benchmarks.bare NAME ARGUMENTS...`; each prints one JSON document, but
+`receiver`, which prints its URI and serves until stdin closes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import sqlite3
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import cast
+
+import aiosqlite
+
+from peerstore.connection import Authenticated, Connection
+from peerstore.session import Session
+from peerstore.transport.cipher import SendCipher
+from peerstore.transport.handshake import Handshake
+from peerstore.transport.secp256k1 import KeyPair
+from peerstore.types import Network, NodeAddress
+from peerstore.wire.messages import PeerStorage, Ping, Pong
+
+PONG = Pong(b"\0").encode()
+
+
+def upserts(directory: str, size: int, seconds: float) -> dict[str, float]:
+    """SQLite upserts, 64 to a transaction, WAL, synchronous=FULL: rows a second."""
+    with tempfile.TemporaryDirectory(dir=directory) as folder:
+        database = sqlite3.connect(Path(folder) / "bare.db", isolation_level=None)
+        database.execute("PRAGMA journal_mode = WAL")
+        database.execute("PRAGMA synchronous = FULL")
+        database.execute("CREATE TABLE backup (slot INTEGER PRIMARY KEY, blob BLOB)")
+        sql = "INSERT INTO backup VALUES (?1, ?2) ON CONFLICT DO UPDATE SET blob = ?2"
+        rows = [(slot, os.urandom(size)) for slot in range(64)]
+        count = 0
+        begun = time.perf_counter()
+        while time.perf_counter() - begun < seconds:
+            database.execute("BEGIN")
+            database.executemany(sql, rows)
+            database.execute("COMMIT")
+            count += len(rows)
+        rate = count / (time.perf_counter() - begun)
+        database.close()
+    return {"rate": rate}
+
+
+class Receiver(asyncio.BufferedProtocol):
+    """Receives, decrypts, hashes; answers pings, so that the same load can drive it."""
+
+    def __init__(self, key: KeyPair, buffer: memoryview) -> None:
+        self.connection = Connection(key)
+        self.buffer = buffer
+        self.transport = cast("asyncio.Transport", None)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast("asyncio.Transport", transport)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self.buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self.connection.receive_data(self.buffer[:nbytes])
+        while (event := self.connection.next_event()) is not None:
+            if isinstance(event, Authenticated):
+                session = Session(chain_hash=Network.REGTEST.chain_hash, now=0.0)
+                session.start()
+                self.connection.send_message(_our_init())
+            elif event.data[1] == PeerStorage.TYPE:
+                hashlib.sha256(event.data).digest()
+            elif event.data[1] == Ping.TYPE:
+                self.connection.send_message(PONG)
+        data = self.connection.data_to_send()
+        if data:
+            self.transport.write(data)
+
+
+def _our_init() -> bytes:
+    from tests.benchmarks.load import INIT
+
+    return INIT
+
+
+async def receiver() -> None:
+    """Serve until stdin closes."""
+    loop = asyncio.get_running_loop()
+    key = KeyPair.generate()
+    buffer = memoryview(bytearray(128 << 10))
+    server = await loop.create_server(lambda: Receiver(key, buffer), "127.0.0.1", 0)
+    print(NodeAddress(key.node_id, "127.0.0.1", server.sockets[0].getsockname()[1]), flush=True)
+    await loop.run_in_executor(None, sys.stdin.readline)
+    server.close()
+
+
+async def accepts(seconds: float) -> dict[str, float]:
+    """CPU seconds of one accept and close in asyncio, the client's side taken out by a fork."""
+    loop = asyncio.get_running_loop()
+    count = 0
+
+    class Closer(asyncio.Protocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            nonlocal count
+            count += 1
+            transport.close()
+
+    server = await loop.create_server(Closer, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    client = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", _CONNECT, str(port), str(seconds)
+    )
+    used = time.process_time()
+    await client.wait()
+    used = time.process_time() - used
+    server.close()
+    return {"cpu": used / count}
+
+
+_CONNECT = """
+import socket, sys, time
+end = time.monotonic() + float(sys.argv[2])
+while time.monotonic() < end:
+    with socket.create_connection(("127.0.0.1", int(sys.argv[1]))) as s:
+        s.recv(1)
+"""
+
+
+async def reads(directory: str, size: int) -> dict[str, float]:
+    """CPU seconds of reading one blob through aiosqlite."""
+    with tempfile.TemporaryDirectory(dir=directory) as folder:
+        async with aiosqlite.connect(Path(folder) / "bare.db") as database:
+            await database.execute("PRAGMA journal_mode = WAL")
+            await database.execute("CREATE TABLE backup (slot INTEGER PRIMARY KEY, blob BLOB)")
+            rows = [(slot, os.urandom(size)) for slot in range(64)]
+            await database.executemany("INSERT INTO backup VALUES (?, ?)", rows)
+            await database.commit()
+            used = time.process_time()
+            for index in range(2000):
+                await database.execute_fetchall(
+                    "SELECT blob FROM backup WHERE slot = ?", (index % 64,)
+                )
+            used = time.process_time() - used
+    return {"cpu": used / 2000}
+
+
+def handshake_cpu(rounds: int) -> dict[str, float]:
+    """CPU seconds of the responder's side of a handshake."""
+    local = KeyPair.generate()
+    remote = KeyPair.generate()
+    used = 0.0
+    for _ in range(rounds):
+        initiator = Handshake(remote, remote_node_id=local.node_id)
+        act_one = initiator.act_one()
+        begun = time.process_time()
+        responder = Handshake(local)
+        act_two = responder.receive_act(act_one)
+        used += time.process_time() - begun
+        act_three = initiator.receive_act(act_two)
+        begun = time.process_time()
+        responder.receive_act(act_three)
+        used += time.process_time() - begun
+    return {"cpu": used / rounds}
+
+
+def hash_and_encrypt(size: int, rounds: int) -> dict[str, float]:
+    """CPU seconds of SHA-256 and BOLT 8 encryption of one blob."""
+    blob = os.urandom(size)
+    cipher = SendCipher(bytes(32), bytes(32))
+    used = time.process_time()
+    for _ in range(rounds):
+        hashlib.sha256(blob).digest()
+        cipher.encrypt(blob)
+    return {"cpu": (time.process_time() - used) / rounds}
+
+
+def main() -> None:
+    """Run the loop that is named."""
+    name, *arguments = sys.argv[1:]
+    if name == "receiver":
+        asyncio.run(receiver())
+        return
+    loops: dict[str, Callable[[], dict[str, float]]] = {
+        "upserts": lambda: upserts(arguments[0], int(arguments[1]), float(arguments[2])),
+        "accepts": lambda: asyncio.run(accepts(float(arguments[0]))),
+        "reads": lambda: asyncio.run(reads(arguments[0], int(arguments[1]))),
+        "handshake_cpu": lambda: handshake_cpu(int(arguments[0])),
+        "hash_and_encrypt": lambda: hash_and_encrypt(int(arguments[0]), int(arguments[1])),
+    }
+    print(json.dumps(loops[name]()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,272 @@
+"""The load: peers in a process of their own, as light as they can be made.
+
+Run as `python -m tests.benchmarks.load JSON`; prints one JSON document. All but the shaking of
+hands is done before the clock starts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import Any, cast
+
+from peerstore.connection import Authenticated, Connection, MessageReceived
+from peerstore.transport.secp256k1 import KeyPair
+from peerstore.types import Network, NodeAddress
+from peerstore.wire.features import OURS
+from peerstore.wire.messages import Init, PeerStorage, PeerStorageRetrieval, Ping, Pong
+
+INIT = Init(OURS, (Network.REGTEST.chain_hash,)).encode()
+PING = Ping(1).encode()
+PONG_FRAME = len(Pong(b"\0").encode()) + 34
+"""Bytes of the pong on the wire: length, two MACs, message."""
+
+FRAME_OVERHEAD = 4 + 34 + len(PING) + 34
+PREPARED_BYTES = 256 << 20
+
+
+@dataclass(frozen=True)
+class Task:
+    """What to do: `kind` is updates, reconnects, handshakes or idle."""
+
+    kind: str
+    uri: str
+    connections: int
+    size: int = 0
+    seconds: float = 0.0
+    keys: tuple[str, ...] = ()
+    """Hexadecimal keys to connect with; new ones where there are none."""
+    in_flight: int = 1
+
+
+class Peer(asyncio.Protocol):
+    """Connects, says init, and then calls `on_message` for every message."""
+
+    def __init__(self, address: NodeAddress, key: KeyPair) -> None:
+        self.connection = Connection(key, remote_node_id=address.node_id)
+        self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.transport = cast("asyncio.Transport", None)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast("asyncio.Transport", transport)
+        self.flush()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.lost.set_result(None)
+        if not self.ready.done():
+            self.ready.set_exception(exc or ConnectionError("closed by the server"))
+
+    def data_received(self, data: bytes) -> None:
+        self.connection.receive_data(data)
+        while (event := self.connection.next_event()) is not None:
+            if isinstance(event, Authenticated):
+                self.authenticated()
+            else:
+                self.on_message(event.data)
+        self.flush()
+
+    def authenticated(self) -> None:
+        self.connection.send_message(INIT)
+
+    def on_message(self, data: bytes) -> None:
+        if data[1] == Init.TYPE and not self.ready.done():
+            self.ready.set_result(None)
+
+    def flush(self) -> None:
+        self.transport.write(self.connection.data_to_send())
+
+
+class Updater(Peer):
+    """Sends an update and a ping, and again when the pong has come.
+
+    What can be is done before or after the clock runs: updates are encrypted beforehand as far as
+    PREPARED_BYTES reach, and pongs are counted by their size and decrypted afterwards.
+    """
+
+    def prepare(self, size: int, budget: int) -> None:
+        """Encrypt updates of so many bytes each, `budget` bytes in all."""
+        self.size = size
+        self.confirmed = 0
+        self.sent_at: deque[float] = deque()
+        self.latencies: list[float] = []
+        self.running = True
+        self.received: list[bytes] = []
+        self.partial = 0
+        self.prepared = deque(self.frame() for _ in range(budget // (size + FRAME_OVERHEAD)))
+
+    def frame(self) -> bytes:
+        """An update with bytes of its own, and a ping, on the wire."""
+        # Eight new bytes are enough for another blob.
+        self.connection.send_message(PeerStorage(os.urandom(8) + bytes(self.size - 8)).encode())
+        self.connection.send_message(PING)
+        return self.connection.data_to_send()
+
+    def data_received(self, data: bytes) -> None:
+        if not self.ready.done():
+            super().data_received(data)
+            return
+        self.received.append(data)
+        self.partial += len(data)
+        while self.partial >= PONG_FRAME:
+            self.partial -= PONG_FRAME
+            self.confirmed += 1
+            self.latencies.append(time.perf_counter() - self.sent_at.popleft())
+            if self.running:
+                self.update()
+
+    def update(self) -> None:
+        self.sent_at.append(time.perf_counter())
+        self.transport.write(self.prepared.popleft() if self.prepared else self.frame())
+
+    def others(self) -> int:
+        """Decrypt what was received; how many messages were something else than a pong."""
+        self.connection.receive_data(b"".join(self.received))
+        count = 0
+        while isinstance(event := self.connection.next_event(), MessageReceived):
+            count += event.data[1] != Pong.TYPE
+        return count
+
+
+class Retriever(Peer):
+    """Waits for what is given back."""
+
+    def __init__(self, address: NodeAddress, key: KeyPair) -> None:
+        super().__init__(address, key)
+        self.retrieved: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+    def on_message(self, data: bytes) -> None:
+        super().on_message(data)
+        if data[1] == PeerStorageRetrieval.TYPE and not self.retrieved.done():
+            self.retrieved.set_result(len(data) - 4)
+
+
+class Shaker(Peer):
+    """Only shakes hands."""
+
+    def authenticated(self) -> None:
+        self.ready.set_result(None)
+
+
+async def _connect(kind: type[Peer], task: Task, index: int) -> Any:
+    address = NodeAddress.parse(task.uri)
+    key = (
+        KeyPair.from_private_bytes(bytes.fromhex(task.keys[index % len(task.keys)]))
+        if task.keys
+        else KeyPair.generate()
+    )
+    peer = kind(address, key)
+    await asyncio.get_running_loop().create_connection(lambda: peer, address.host, address.port)
+    await peer.ready
+    return peer
+
+
+async def updates(task: Task) -> dict[str, Any]:
+    """Updates for so many seconds; what was confirmed, and how long each took."""
+    peers = [await _connect(Updater, task, index) for index in range(task.connections)]
+    for peer in peers:
+        peer.prepare(task.size, PREPARED_BYTES // task.connections)
+    _go()
+    begun = time.perf_counter()
+    for peer in peers:
+        for _ in range(task.in_flight):
+            peer.update()
+    await asyncio.sleep(task.seconds)
+    confirmed = sum(peer.confirmed for peer in peers)
+    seconds = time.perf_counter() - begun
+    latencies = sorted(latency for peer in peers for latency in peer.latencies)
+    for peer in peers:
+        peer.running = False
+        peer.transport.close()
+    return {
+        "confirmed": confirmed,
+        "seconds": seconds,
+        "refused": sum(peer.others() for peer in peers),
+        "p50": _percentile(latencies, 0.5),
+        "p99": _percentile(latencies, 0.99),
+    }
+
+
+async def reconnects(task: Task) -> dict[str, Any]:
+    """Connect, get the backup back, close; `connections` at a time, for so many seconds."""
+    latencies: list[float] = []
+    end = 0.0
+
+    async def one(worker: int) -> None:
+        index = worker
+        while time.perf_counter() < end:
+            begun = time.perf_counter()
+            peer = await _connect(Retriever, task, index)
+            size = await peer.retrieved
+            latencies.append(time.perf_counter() - begun)
+            assert size == task.size
+            peer.transport.close()
+            await peer.lost
+            index += task.connections
+
+    _go()
+    begun = time.perf_counter()
+    end = begun + task.seconds
+    await asyncio.gather(*(one(worker) for worker in range(task.connections)))
+    seconds = time.perf_counter() - begun
+    latencies.sort()
+    return {
+        "count": len(latencies),
+        "seconds": seconds,
+        "p50": _percentile(latencies, 0.5),
+        "p99": _percentile(latencies, 0.99),
+    }
+
+
+async def handshakes(task: Task) -> dict[str, Any]:
+    """Shake hands and close; `connections` at a time, for so many seconds."""
+    count = 0
+    end = 0.0
+
+    async def one(worker: int) -> None:
+        nonlocal count
+        while time.perf_counter() < end:
+            peer = await _connect(Shaker, task, worker)
+            count += 1
+            peer.transport.abort()
+            await peer.lost
+
+    _go()
+    begun = time.perf_counter()
+    end = begun + task.seconds
+    await asyncio.gather(*(one(worker) for worker in range(task.connections)))
+    return {"count": count, "seconds": time.perf_counter() - begun}
+
+
+async def idle(task: Task) -> dict[str, Any]:
+    """Open so many connections, say so, and hold them until stdin closes."""
+    peers = [await _connect(Peer, task, index) for index in range(task.connections)]
+    _go()
+    await asyncio.get_running_loop().run_in_executor(None, sys.stdin.readline)
+    return {"open": sum(not peer.lost.done() for peer in peers)}
+
+
+def _go() -> None:
+    """Everything is prepared: say so, and wait for the word of the one that measures."""
+    print("ready", flush=True)
+    sys.stdin.readline()
+
+
+def _percentile(ordered: list[float], share: float) -> float:
+    return ordered[min(len(ordered) - 1, int(len(ordered) * share))] if ordered else 0.0
+
+
+def main() -> None:
+    """Do the one task that is given as JSON."""
+    task = Task(**json.loads(sys.argv[1]))
+    kinds = {f.__name__: f for f in (updates, reconnects, handshakes, idle)}
+    print(json.dumps(asyncio.run(kinds[task.kind](task))), flush=True)
+
+
+if __name__ == "__main__":
+    main()
