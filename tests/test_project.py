@@ -1,0 +1,137 @@
+"""What holds the project together: who imports whom, and that its papers are true."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+
+from peerstore.cli import cli
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "peerstore"
+
+ALLOWED: dict[str, set[str]] = {
+    "errors": set(),
+    "types": {"errors"},
+    "wire": {"errors", "types"},
+    "transport": {"errors", "types"},
+    "connection": {"errors", "types", "transport"},
+    "session": {"errors", "types", "wire"},
+    "store": {"errors", "types"},
+    "server": {"errors", "types", "wire", "transport", "connection", "session", "store"},
+    "client": {"errors", "types", "wire", "transport", "connection"},
+    "config_values": {"errors", "types"},
+    "config": {"errors", "types", "config_values"},
+    "control": {"errors"},
+    "datadir": {"errors", "transport"},
+    "log": set(),
+    "methods": {"errors", "types", "store"},
+}
+"""What each part of the package may import besides itself. daemon and cli may import all."""
+
+WITHOUT_IO = ("wire", "transport", "connection", "session")
+FORBIDDEN_WITHOUT_IO = {"asyncio", "socket", "time", "os", "random", "threading", "sqlite3"}
+
+
+def parts() -> Iterator[tuple[str, Path]]:
+    for path in sorted(PACKAGE.rglob("*.py")):
+        yield path.relative_to(PACKAGE).parts[0].removesuffix(".py"), path
+
+
+def imports(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+
+
+@pytest.mark.parametrize(("part", "path"), [(p, q) for p, q in parts() if p in ALLOWED])
+def test_imports_point_one_way(part: str, path: Path) -> None:
+    inside = {name.split(".")[1] for name in imports(path) if name.startswith("peerstore.")}
+    assert inside - {part} <= ALLOWED[part]
+
+
+def test_every_part_has_its_place() -> None:
+    free = {"daemon", "cli", "__init__", "__main__"}
+    assert {part for part, _ in parts()} == ALLOWED.keys() | free
+
+
+@pytest.mark.parametrize(("part", "path"), [(p, q) for p, q in parts() if p in WITHOUT_IO])
+def test_the_protocol_does_no_input_or_output(part: str, path: Path) -> None:
+    assert {name.split(".")[0] for name in imports(path)}.isdisjoint(FORBIDDEN_WITHOUT_IO)
+
+
+def commands(group: click.Group, prefix: str = "") -> Iterator[tuple[str, click.Command]]:
+    for name, command in sorted(group.commands.items()):
+        if isinstance(command, click.Group):
+            yield from commands(command, f"{prefix}{name} ")
+        else:
+            yield prefix + name, command
+
+
+@pytest.mark.parametrize(("name", "command"), list(commands(cli)))
+def test_every_command_has_help_json_and_a_line_in_the_readme(
+    name: str, command: click.Command
+) -> None:
+    assert command.help
+    assert "--json" in {option for p in command.params for option in p.opts}
+    noun, _, verb = name.partition(" ")
+    row = rf"^\|.*`(peerstore )?{noun}\b.*\b{verb}\b" if verb else rf"^\| `peerstore {noun}\b"
+    assert re.search(row, (ROOT / "README.md").read_text(), re.MULTILINE)
+
+
+def readme_command(mark: str) -> str:
+    text = (ROOT / "README.md").read_text()
+    found = re.search(rf"<!-- {mark} -->\n```sh\n(.*?)\n```\n<!-- end -->", text, re.DOTALL)
+    assert found
+    return found[1]
+
+
+def test_ci_runs_the_command_of_the_readme() -> None:
+    extract = next(
+        line for line in (ROOT / ".ci/run").read_text().splitlines() if line.startswith("command=")
+    )
+    script = f'{extract}\nprintf %s "$command"'
+    run = subprocess.run(
+        ["/bin/bash", "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert run.stdout == readme_command("test")
+    assert run.stdout.endswith(".venv/bin/pytest")
+
+
+def test_the_lock_has_a_hash_for_all_and_no_addresses() -> None:
+    lock = (ROOT / "requirements.lock").read_text()
+    entries = re.split(r"\n(?=\S)", lock.strip())
+    assert entries
+    for entry in entries:
+        assert re.match(r"[a-z0-9-]+==\S+", entry)
+        assert "--hash=sha256:" in entry
+    assert "://" not in lock
+    assert "index" not in lock
+
+
+def test_the_lock_has_every_dependency() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    wanted = [*project["project"]["dependencies"]]
+    for group in project["dependency-groups"].values():
+        wanted += [entry for entry in group if isinstance(entry, str)]
+    locked = set(
+        re.findall(r"^([a-z0-9-]+)==", (ROOT / "requirements.lock").read_text(), re.MULTILINE)
+    )
+    assert {re.split(r"[<>=]", entry)[0] for entry in wanted} <= locked
+
+
+def test_the_module_runs_as_the_program() -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", "peerstore", "--version"], capture_output=True, text=True, check=True
+    )
+    assert run.stdout.startswith("peerstore, version ")
