@@ -20,7 +20,7 @@ from peerstore.store.base import Revision
 from peerstore.store.mark import mark_path, read_mark
 from peerstore.store.migrate import APPLICATION_ID, migrations
 from peerstore.store.reader import matches
-from peerstore.store.sqlite import check_owner
+from peerstore.store.statements import check_owner
 from peerstore.types import BackupKind, Network, NodeId, Slot
 
 Progress = Callable[[int, int], None]

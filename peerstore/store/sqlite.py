@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
-import itertools
 import os
 import sqlite3
 from collections import deque
@@ -29,16 +27,14 @@ import aiosqlite
 import structlog
 
 from peerstore.errors import DamagedBackupError, SchemaError, StoreClosedError, StoreError
-from peerstore.store import operations
+from peerstore.store import operations, statements
 from peerstore.store.base import Backup, Counts, Listener, Quotas, Revision, Version
-from peerstore.store.history import Kept
 from peerstore.store.lease import SqliteLease, Update
 from peerstore.store.mark import Mark, mark_path, read_mark, write_mark
-from peerstore.store.migrate import migrate, schema_version
 from peerstore.store.operations import Operation, Transaction
-from peerstore.store.plan import PIN_AUTOMATIC, KeptRow, Plan, Planner, Totals
+from peerstore.store.plan import KeptRow, Planner, Totals
 from peerstore.store.reader import SqliteReader
-from peerstore.types import BackupKind, Network, NodeId, Slot
+from peerstore.types import Network, NodeId, Slot
 
 CONGESTED_BYTES = 32 << 20
 """Blobs that may wait to be written before peers are read no further."""
@@ -57,36 +53,7 @@ MARK_SECONDS = 1.0
 SPARE_ROWS = 256
 """Kept versions of strangers that one transaction may delete to make room."""
 
-ROWS = 128
-"""Rows of one statement. Python's sqlite3 gives up the GIL and takes it again for every execution;
-with the event loop busy beside it that costs more than the row, so many rows go in one."""
-
-_PRAGMAS = (
-    # Fixed at creation. Larger pages mean fewer links in the chain that a 65 KB blob becomes.
-    "PRAGMA page_size = 16384",
-    "PRAGMA journal_mode = WAL",
-    "PRAGMA synchronous = FULL",
-    # In pages: a checkpoint every 32 MiB, not within every transaction of large blobs.
-    "PRAGMA wal_autocheckpoint = 2048",
-    "PRAGMA busy_timeout = 5000",
-)
-
 _log = structlog.get_logger()
-
-
-@functools.cache
-def _write_sql(rows: int) -> str:
-    """Write so many rows: a new one, or the one that is there in place."""
-    values = ", ".join(["(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"] * rows)
-    return f"""
-        INSERT INTO backup (id, node_id, kind, channel_id, revision, size, sha256, digest,
-                            stored_at, last_seen_at, opened, blob)
-        VALUES {values}
-        ON CONFLICT (id) DO UPDATE SET
-            revision = excluded.revision, size = excluded.size, sha256 = excluded.sha256,
-            digest = excluded.digest, stored_at = excluded.stored_at,
-            last_seen_at = excluded.last_seen_at, blob = excluded.blob
-    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,12 +126,12 @@ class SqliteStore:
             # Tried here first: aiosqlite's thread would outlive a failure.
             sqlite3.connect(path).close()
             writer = await aiosqlite.connect(
-                path, isolation_level="IMMEDIATE", cached_statements=2 * ROWS
+                path, isolation_level="IMMEDIATE", cached_statements=statements.CACHED
             )
         except sqlite3.Error as error:
             raise StoreError(f"{path}: {error}") from error
         try:
-            await _prepare(path, writer, node_id, network, clocks)
+            await statements.prepare(path, writer, node_id, network, int(clocks.wall()))
             reader = await SqliteReader.open(path, connections=READERS)
         except (sqlite3.Error, SchemaError) as error:
             await writer.close()
@@ -377,7 +344,7 @@ class SqliteStore:
                 planner.add(lease, slot, update)
         plan = planner.plan
         if not plan.empty:
-            await self._execute(plan, Transaction(self._writer, now, seen), planner.totals)
+            await statements.write(plan, Transaction(self._writer, now, seen), planner.totals)
             self._totals = planner.totals
             for lease, slot, current in plan.current:
                 lease.holdings.current[slot] = current
@@ -393,49 +360,6 @@ class SqliteStore:
                 given=loss.given.size, size=loss.size, revision=loss.given.revision,
             )  # fmt: skip
         return plan.refused
-
-    async def _execute(self, plan: Plan, tx: Transaction, totals: Totals) -> None:
-        writer = self._writer
-        if plan.drops:
-            # First, so that their pages can be used again at once.
-            await writer.executemany(
-                "DELETE FROM backup WHERE id = ?", [(row_id,) for row_id in plan.drops]
-            )
-        for start in range(0, len(plan.rows), ROWS):
-            part = plan.rows[start : start + ROWS]
-            await writer.execute(_write_sql(len(part)), tuple(itertools.chain.from_iterable(part)))
-        for sql, rows in (
-            ("UPDATE backup SET replaced = ? WHERE id = ?", plan.replaced),
-            ("UPDATE backup SET last_seen_at = ? WHERE id = ?", plan.seen_again),
-            (
-                "INSERT INTO peer (node_id, first_seen, first_seen_at, last_seen_at)"
-                " VALUES (?, ?, ?, ?)",
-                plan.new_peers,
-            ),
-        ):
-            if rows:
-                await writer.executemany(sql, rows)
-        for loss in plan.losses:
-            if loss.pin:
-                await tx.all(
-                    f"UPDATE backup SET pins = pins | {PIN_AUTOMATIC} WHERE id = ?",
-                    loss.row_id,
-                )
-            if loss.hold_until is not None:
-                await operations.set_hold(
-                    tx, loss.slot, loss.row_id, operator=False, until=loss.hold_until
-                )
-            text = (
-                f"{loss.slot.node_id.hex()} was given back {loss.given.size} bytes"
-                f" ({loss.slot.kind.label}, revision {loss.given.revision}) and then sent"
-                f" {loss.size}: it may have lost its data"
-            )
-            await operations.add_alarm(tx, "shrink", text, loss.slot, loss.given.revision)
-        await writer.execute(
-            "UPDATE meta SET last_revision = ?, seen = ?, peers = ?, backups = ?, bytes = ?",
-            (totals.last_revision, tx.seen, totals.peers, totals.backups, totals.bytes),
-        )
-        await writer.commit()
 
     async def _operate(self, operation: Operation, done: asyncio.Future[None]) -> None:
         now, seen = int(self._clocks.wall()), self.seen
@@ -486,19 +410,7 @@ class SqliteStore:
             and not current.opened_here
             and current.revision.sha256 != update.sha256
         ]
-        kept: dict[Slot, list[KeptRow]] = {}
-        for start in range(0, len(slots), ROWS):
-            part = slots[start : start + ROWS]
-            keys = [(slot.node_id, int(slot.kind), slot.channel_id) for slot in part]
-            rows = await self._writer.execute_fetchall(
-                _kept_sql(len(part)), (*itertools.chain.from_iterable(keys), seen)
-            )
-            for row in rows:
-                row_id, sha256, opened, replaced, pins, held, size = row[3:]
-                version = Kept(row_id, sha256, opened, replaced, fixed=bool(pins or held))
-                slot = Slot(NodeId(row[0]), BackupKind(row[1]), row[2])
-                kept.setdefault(slot, []).append(KeptRow(version, size, pins))
-        return kept
+        return await statements.kept_versions(self._writer, slots, seen)
 
     async def _verify_repeated(self, batch: _Batch) -> None:
         """A blob that came again counts as stored only where the stored one is sound."""
@@ -540,13 +452,11 @@ class SqliteStore:
         size = sum(len(u.blob) for _, _, updates in batch.leases for u in updates.values())
         if self._totals.bytes + size <= self.quotas.max_bytes or self.seen < self._no_spare_until:
             return []
-        rows = await self._writer.execute_fetchall(
-            "SELECT b.id, b.size, b.node_id FROM backup AS b JOIN peer AS p USING (node_id)"
-            " WHERE b.replaced IS NOT NULL AND b.pins = 0 AND NOT p.established"
-            " AND NOT EXISTS (SELECT 1 FROM hold AS h WHERE h.backup_id = b.id) LIMIT ?",
-            (SPARE_ROWS,),
-        )
-        spare = [(row[0], row[1]) for row in rows if row[2] not in self._leases]
+        spare = [
+            (row_id, size)
+            for row_id, size, node_id in await statements.strangers_kept(self._writer, SPARE_ROWS)
+            if node_id not in self._leases
+        ]
         if not spare:
             self._no_spare_until = self.seen + FLUSH_SECONDS
         return spare
@@ -558,10 +468,7 @@ class SqliteStore:
         free = disk.f_bavail * disk.f_frsize
         if free >= wanted:
             return False
-        ((inside,),) = await self._writer.execute_fetchall(
-            "SELECT freelist_count * page_size FROM pragma_freelist_count, pragma_page_size"
-        )
-        return bool(free + inside < wanted)
+        return free + await statements.free_bytes_inside(self._writer) < wanted
 
     async def _failed(self, error: Exception) -> str:
         _log.error("commit_failed", error=str(error), exc_info=not isinstance(error, sqlite3.Error))
@@ -621,64 +528,3 @@ class SqliteStore:
             self._marked = mark
         except OSError as error:
             _log.warning("mark_failed", error=error.strerror)
-
-
-@functools.cache
-def _kept_sql(slots: int) -> str:
-    """The kept versions of so many slots, in the order of their revisions."""
-    values = ", ".join(["(?, ?, ?)"] * slots)
-    return f"""
-        WITH slot (node_id, kind, channel_id) AS (VALUES {values})
-        SELECT b.node_id, b.kind, b.channel_id, b.id, b.sha256, b.opened, b.replaced, b.pins,
-               h.backup_id IS b.id AND (h.until IS NULL OR h.until > ?), b.size
-        FROM slot CROSS JOIN backup AS b USING (node_id, kind, channel_id)
-        LEFT JOIN hold AS h USING (node_id, kind, channel_id)
-        WHERE b.replaced IS NOT NULL ORDER BY b.id
-    """
-
-
-async def _prepare(
-    path: Path,
-    writer: aiosqlite.Connection,
-    node_id: NodeId,
-    network: Network,
-    clocks: Clocks,
-) -> None:
-    """Set up the writer's connection and the schema."""
-    # Before anything is set: another program's file stays as it is.
-    await schema_version(writer)
-    for pragma in _PRAGMAS:
-        await writer.execute(pragma)
-    for pragma, expected in (("journal_mode", "wal"), ("synchronous", 2)):
-        rows = list(await writer.execute_fetchall(f"PRAGMA {pragma}"))
-        if rows[0][0] != expected:
-            raise SchemaError(f"{pragma} is {rows[0][0]}, not {expected}: is it on a network disk?")
-    await migrate(path, writer, int(clocks.wall()))
-    rows = list(await writer.execute_fetchall("SELECT node_id, network, epoch FROM meta"))
-    if not rows:
-        await writer.execute(
-            "INSERT INTO meta (id, node_id, network, created_at, last_revision, epoch)"
-            " VALUES (1, ?, ?, ?, 0, randomblob(16))",
-            (node_id, network.value, int(clocks.wall())),
-        )
-        await writer.commit()
-        return
-    stored_id, stored_network, epoch = rows[0]
-    check_owner(stored_id, stored_network, node_id, network)
-    if not epoch:
-        await writer.execute("UPDATE meta SET epoch = randomblob(16)")
-        await writer.commit()
-
-
-def check_owner(stored_id: bytes, stored_network: str, node_id: NodeId, network: Network) -> None:
-    """Raise SchemaError unless a database is that of this key and network."""
-    if stored_id != node_id:
-        raise SchemaError(
-            f"it belongs to node {stored_id.hex()}, but the key file is that of {node_id.hex()}:"
-            " put the right key file back, or start in another data directory"
-        )
-    if stored_network != network.value:
-        raise SchemaError(
-            f"it was made for the network {stored_network}, not {network.value}:"
-            " set `network` back, or start in another data directory"
-        )
