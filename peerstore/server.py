@@ -328,8 +328,8 @@ class PeerConnection(asyncio.BufferedProtocol):
     async def _open_session(self, node_id: NodeId) -> None:
         try:
             lease = await self._server.store.open_lease(node_id, self)
-        except StoreError as error:
-            self._server.log.error("lease_failed", node_id=node_id.hex(), error=str(error))
+        except Exception as error:
+            self._store_failed("lease_failed", error)
             self.close("the store can't be read")
             return
         if self._closing:
@@ -378,14 +378,22 @@ class PeerConnection(asyncio.BufferedProtocol):
         blob = None
         try:
             backup = await lease.read(slot)
-        except StoreError as error:
+        except Exception as error:
             # What can't be trusted is never sent; the peer is served on without it.
-            self._server.log.error("replay_failed", node_id=self._hex_id(), error=str(error))
+            self._store_failed("replay_failed", error)
         else:
             blob = None if backup is None else backup.blob
         if not self._closing:
             self._carry_out(session.retrieved(blob))
             self._process()
+
+    def _store_failed(self, event: str, error: Exception) -> None:
+        self._server.log.error(
+            event,
+            node_id=self._hex_id(),
+            error=str(error),
+            exc_info=not isinstance(error, StoreError),
+        )
 
     def _flush(self) -> None:
         data = self._connection.data_to_send()

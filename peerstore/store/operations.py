@@ -93,8 +93,9 @@ def delete(slot: Slot, revision: int) -> Operation:
             *_key(slot),
         )
         gone = await tx.all(
-            "DELETE FROM peer WHERE node_id = ?1"
-            " AND NOT EXISTS (SELECT 1 FROM backup WHERE node_id = ?1) RETURNING 1",
+            "DELETE FROM peer WHERE node_id = ?"
+            " AND NOT EXISTS (SELECT 1 FROM backup AS b WHERE b.node_id = peer.node_id)"
+            " RETURNING 1",
             slot.node_id,
         )
         await tx.all(

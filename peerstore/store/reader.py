@@ -25,11 +25,11 @@ _REVISION = "b.node_id, b.kind, b.channel_id, b.revision, b.size, b.sha256, b.st
 
 _HOLDINGS = f"""
     SELECT {_REVISION}, b.id, b.last_seen_at, b.opened, b.pins, b.replaced IS NULL,
-           h.backup_id IS b.id AND (h.until IS NULL OR h.until > ?2), p.first_seen, p.established
+           h.backup_id IS b.id AND (h.until IS NULL OR h.until > :seen), p.first_seen, p.established
     FROM backup AS b
     LEFT JOIN hold AS h USING (node_id, kind, channel_id)
     LEFT JOIN peer AS p USING (node_id)
-    WHERE b.node_id = ?1 AND b.kind IN (1, 2, 3) ORDER BY b.id
+    WHERE b.node_id = :node_id AND b.kind IN (1, 2, 3) ORDER BY b.id
 """
 
 _VERSIONS = f"""
@@ -37,9 +37,10 @@ _VERSIONS = f"""
            h.backup_id IS NOT NULL AND (h.until IS NULL OR h.until > (SELECT seen FROM meta)),
            h.backup_id
     FROM backup AS b LEFT JOIN hold AS h USING (node_id, kind, channel_id)
-    WHERE (?1 IS NULL OR b.node_id = ?1) AND (NOT ?2 OR b.replaced IS NULL)
+    WHERE (:node_id IS NULL OR b.node_id = :node_id)
+          AND (NOT :current_only OR b.replaced IS NULL)
           AND b.kind IN (1, 2, 3) -- another one is damage, which `verify` shows
-    ORDER BY b.node_id, b.kind, b.channel_id, b.id LIMIT ?3
+    ORDER BY b.node_id, b.kind, b.channel_id, b.id LIMIT :limit
 """
 
 
@@ -129,7 +130,7 @@ class SqliteReader:
     async def holdings(self, node_id: NodeId, seen: int) -> Holdings:
         """What a peer has here; `seen` decides which holds have run out."""
         holdings = Holdings({}, {}, 0, None, established=False)
-        for row in await self._all(_HOLDINGS, (node_id, seen)):
+        for row in await self._all(_HOLDINGS, {"node_id": node_id, "seen": seen}):
             revision = _revision(row)
             slot = revision.slot
             row_id, last_seen_at, opened, pins, current, held, first_seen, established = row[7:]
@@ -170,7 +171,11 @@ class SqliteReader:
         limit: int | None = None,
     ) -> AsyncIterator[Version]:
         """What is stored, for one peer or for all, ordered by slot and revision."""
-        parameters = (node_id, current_only, -1 if limit is None else limit)
+        parameters = {
+            "node_id": node_id,
+            "current_only": current_only,
+            "limit": -1 if limit is None else limit,
+        }
         try:
             async with self._connection().execute(_VERSIONS, parameters) as rows:
                 async for row in rows:
@@ -237,7 +242,9 @@ class SqliteReader:
         )
         return [NodeId(row[0]) for row in rows]
 
-    async def _all(self, sql: str, parameters: tuple[object, ...] = ()) -> list[Any]:
+    async def _all(
+        self, sql: str, parameters: tuple[object, ...] | dict[str, object] = ()
+    ) -> list[Any]:
         # One hop to the connection's thread, where a cursor takes three.
         try:
             return list(await self._connection().execute_fetchall(sql, parameters))

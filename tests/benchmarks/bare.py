@@ -38,7 +38,7 @@ def upserts(directory: str, size: int, seconds: float) -> dict[str, float]:
         database.execute("PRAGMA journal_mode = WAL")
         database.execute("PRAGMA synchronous = FULL")
         database.execute("CREATE TABLE backup (slot INTEGER PRIMARY KEY, blob BLOB)")
-        sql = "INSERT INTO backup VALUES (?1, ?2) ON CONFLICT DO UPDATE SET blob = ?2"
+        sql = "INSERT INTO backup VALUES (?, ?) ON CONFLICT DO UPDATE SET blob = excluded.blob"
         rows = [(slot, os.urandom(size)) for slot in range(64)]
         count = 0
         begun = time.perf_counter()

@@ -32,12 +32,12 @@ def fill(database: Path, peers: int, keys: tuple[str, ...]) -> None:
         )
         connection.execute(
             "INSERT INTO peer (node_id, first_seen, first_seen_at, last_seen_at)"
-            " SELECT node_id, 0, ?1, ?1 FROM backup ORDER BY node_id",
-            (now,),
+            " SELECT node_id, 0, ?, ? FROM backup ORDER BY node_id",
+            (now, now),
         )
         connection.execute(
-            "UPDATE meta SET last_revision = ?1, peers = ?1, backups = ?1, bytes = ?1 * ?2",
-            (peers, BLOB),
+            "UPDATE meta SET last_revision = ?, peers = ?, backups = ?, bytes = ?",
+            (peers, peers, peers, peers * BLOB),
         )
         connection.commit()
 
