@@ -17,11 +17,12 @@ CREATE TABLE backup (
     revision   INTEGER NOT NULL,
     size       INTEGER NOT NULL,
     sha256     BLOB NOT NULL CHECK (length(sha256) = 32),
-    digest     BLOB NOT NULL CHECK (length(digest) = 32), -- over slot, revision, and the blob
+    digest     BLOB NOT NULL CHECK (length(digest) = 32), -- over slot, revision and blob
     stored_at  INTEGER NOT NULL,
     last_seen_at INTEGER NOT NULL, -- when the peer last sent exactly this blob
     opened     INTEGER NOT NULL,   -- when it became current, in seconds that the daemon has seen pass
     replaced   INTEGER,            -- when it ceased to be; null while it is current
+    burst      INTEGER,            -- the last replacement of the burst that it stood before, if any
     pins       INTEGER NOT NULL DEFAULT 0, -- 1: of itself, on the mark of data loss; 2: by the operator
     blob       BLOB NOT NULL
 ) STRICT;

@@ -82,8 +82,8 @@ class Room(Size):
 
     def __new__(cls, text: str) -> Self:
         room = super().__new__(cls, text)
-        if room < 1 << 17:
-            raise ValueError('too little for one backup and the one before it: at least "128KiB"')
+        if room < 1 << 19:
+            raise ValueError('too little for a backup and the ones before it: at least "512KiB"')
         return room
 
 

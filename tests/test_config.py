@@ -588,7 +588,7 @@ def test_what_is_no_size_is_refused(text: str) -> None:
         ("store.history = 0", "store.history = 0: expected a whole number of at least 1"),
         ('store.history = "8"', 'store.history = "8": expected a whole number of at least 1'),
         ("store.max_peers = 1.5", "store.max_peers = 1.5: expected a whole number of at least 1"),
-        ('store.max_bytes = "1KiB"', 'store.max_bytes = "1KiB": too little for one backup'),
+        ('store.max_bytes = "1KiB"', 'store.max_bytes = "1KiB": too little for a backup'),
         ("store.min_free_space = 5", "store.min_free_space = 5: expected text in quotes"),
     ],
 )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from peerstore.errors import StoreClosedError
@@ -36,6 +36,7 @@ class Current:
     last_seen_at: int
     opened: int
     pins: int = 0
+    held: bool = False
     opened_here: bool = False
     damaged: bool = False
     verified: bool = False
@@ -45,15 +46,18 @@ class Current:
 class Holdings:
     """What a peer has in the store: current versions, what it gets back, how much it is.
 
-    `given` is the current version, or the held one. `first_seen` is in seconds that the daemon
-    has seen pass, None for a peer that is not known yet.
+    `given` is the current version, or the held one (slot in `held`), as it was when the lease
+    was opened; `rows` are all its versions. `first_seen` is in seconds that the daemon has seen
+    pass, None for a peer that is not known yet.
     """
 
-    current: dict[Slot, Current]
-    given: dict[Slot, tuple[int, Revision]]
-    size: int
-    first_seen: int | None
-    established: bool
+    current: dict[Slot, Current] = field(default_factory=dict)
+    given: dict[Slot, tuple[int, Revision]] = field(default_factory=dict)
+    held: set[Slot] = field(default_factory=set)
+    rows: set[int] = field(default_factory=set)
+    size: int = 0
+    first_seen: int | None = None
+    established: bool = False
 
 
 class LeaseStore(Protocol):
@@ -82,6 +86,7 @@ class SqliteLease:
         "node_id",
         "received",
         "resolved",
+        "sent",
         "waiting",
     )
 
@@ -94,8 +99,10 @@ class SqliteLease:
     ) -> None:
         self.node_id = node_id
         self.fenced = False
-        self.holdings = Holdings({}, {}, 0, None, False)
+        self.holdings = Holdings()
         self.waiting: dict[Slot, Update] = {}
+        self.sent: set[Slot] = set()
+        """Slots of which this connection has sent an update that was decided."""
         self.received = 0
         self.resolved = 0
         self._store = store
@@ -105,7 +112,7 @@ class SqliteLease:
 
     @property
     def slots(self) -> Iterable[Slot]:
-        return self.holdings.given.keys()
+        return self.holdings.given.keys() | self.holdings.current.keys()
 
     async def read(self, slot: Slot) -> Backup | None:
         return await self._store.read_sound(self, slot)
@@ -126,12 +133,16 @@ class SqliteLease:
         """A newer connection takes over: nothing more is taken."""
         self.fenced = True
 
+    def chain(self) -> Iterator[SqliteLease]:
+        """This lease and the older ones that it has not seen settled."""
+        lease: SqliteLease | None = self
+        while lease is not None:
+            yield lease
+            lease = lease._predecessor
+
     def undecided_predecessor(self) -> SqliteLease | None:
         """The newest of the older leases that has updates which are not decided."""
-        older = self._predecessor
-        while older is not None and older.resolved >= older.received:
-            older = older._predecessor
-        return older
+        return next((o for o in self.chain() if o is not self and o.resolved < o.received), None)
 
     async def settled(self) -> None:
         """Return when all that was handed in, here and by those before, is decided."""

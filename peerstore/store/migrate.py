@@ -6,6 +6,7 @@ the schema before or behind a step, never inside one.
 
 from __future__ import annotations
 
+import os
 import re
 import sqlite3
 from importlib import resources
@@ -93,6 +94,8 @@ async def _keep_copy(path: Path, database: aiosqlite.Connection, version: int, n
         await database.backup(target)
     finally:
         target.close()
+    with copy.open("rb") as file:
+        os.fsync(file.fileno())
     copies = sorted(path.parent.glob(f"{path.name}.schema*-*"), key=lambda p: p.stat().st_mtime)
     for old in copies[:-COPIES]:
         old.unlink()

@@ -7,11 +7,11 @@ touches the database.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from peerstore.store.base import Quotas, Revision, backup_digest
-from peerstore.store.history import Kept, thin
+from peerstore.store.history import Kept, Thinned, before_burst, thin
 from peerstore.store.lease import Current, SqliteLease, Update
 from peerstore.types import BackupKind, Slot
 
@@ -62,7 +62,7 @@ class Plan:
     """What to write. Rows are in the order of the columns of the statements that take them."""
 
     rows: list[tuple[object, ...]] = field(default_factory=list)
-    replaced: list[tuple[int, int]] = field(default_factory=list)
+    replaced: list[tuple[int, int | None, int]] = field(default_factory=list)
     drops: list[int] = field(default_factory=list)
     seen_again: list[tuple[int, int]] = field(default_factory=list)
     new_peers: list[tuple[object, ...]] = field(default_factory=list)
@@ -157,49 +157,64 @@ class Planner:
         self._open_row(lease, slot, update)
 
     def _overwrite(self, lease: SqliteLease, slot: Slot, update: Update, current: Current) -> None:
-        self._charge(lease, len(update.blob) - current.revision.size, may_exceed=True)
+        added = len(update.blob) - current.revision.size
+        self._thin(lease, self._kept.get(slot, ()), added)
         # The row keeps what says when it was opened; the values for a new row are not used.
         self._write(lease, slot, update, current.row_id, opened_here=current.opened_here)
 
     def _replace(self, lease: SqliteLease, slot: Slot, update: Update, current: Current) -> None:
         """The first replacement of a slot by a connection: what was current is kept."""
         loss = self._loss(lease, slot, update, current)
-        rows = [*self._kept.get(slot, ()), self._as_kept(current)]
-        if loss is not None:
-            rows = [
-                replace(row, kept=replace(row.kept, fixed=True))
-                if row.kept.row_id == loss.row_id and (loss.pin or loss.hold_until)
-                else row
-                for row in rows
-            ]
-        sizes = {row.kept.row_id: row.size for row in rows}
-        for history in range(self._quotas.history, 0, -1):
-            thinned = thin([row.kept for row in rows], history, self._seen)
-            added = len(update.blob) - sum(sizes[row_id] for row_id in thinned.drop)
-            if self._fits(lease, added):
-                break
-        self._charge(lease, added, may_exceed=True)
-        self.plan.drops += thinned.drop
-        self.totals.backups -= len(thinned.drop)
-        replaced = {current.row_id: self._seen, **dict(thinned.replaced)}
-        self.plan.replaced += [
-            (when, row_id) for row_id, when in replaced.items() if row_id not in thinned.drop
-        ]
+        kept = self._kept.get(slot, ())
+        guard = before_burst([row.kept for row in kept], current.opened, self._seen)
+        rows = [self._marked(row, guard, loss) for row in (*kept, self._as_kept(current))]
+        thinned = self._thin(lease, rows, len(update.blob))
+        written = {row.kept.row_id: row.kept for row in rows}
+        changed = [current.row_id, *([guard.row_id] if guard is not None else [])]
+        for version in (*(written[row_id] for row_id in changed), *thinned.changed):
+            if version.row_id not in thinned.drop:
+                self.plan.replaced.append((version.replaced, version.burst, version.row_id))
         if loss is not None:
             self.plan.losses.append(loss)
         self._open_row(lease, slot, update)
 
+    def _thin(self, lease: SqliteLease, rows: Sequence[KeptRow], added: int) -> Thinned:
+        """Thin a slot's kept versions, more where the peer has no room for `added` bytes.
+
+        One is left of them in any case: the one that `thin` would keep before all others.
+        """
+        sizes = {row.kept.row_id: row.size for row in rows}
+        for history in range(self._quotas.history, 0, -1):
+            thinned = thin([row.kept for row in rows], history, self._seen)
+            freed = sum(sizes[row_id] for row_id in thinned.drop)
+            if self._fits(lease, added - freed):
+                break
+        self._charge(lease, added - freed, may_exceed=True)
+        self.plan.drops += thinned.drop
+        self.totals.backups -= len(thinned.drop)
+        return thinned
+
+    def _marked(self, row: KeptRow, guard: Kept | None, loss: Loss | None) -> KeptRow:
+        """A kept row with what this replacement does to it."""
+        kept = row.kept
+        if guard is not None and kept.row_id == guard.row_id:
+            kept = replace(kept, burst=self._seen)
+        if loss is not None and kept.row_id == loss.row_id and (loss.pin or loss.hold_until):
+            kept = replace(kept, fixed=True)
+        return replace(row, kept=kept)
+
     def _as_kept(self, current: Current) -> KeptRow:
         revision = current.revision
         kept = Kept(current.row_id, revision.sha256, current.opened, self._seen)
-        return KeptRow(replace(kept, fixed=current.pins != 0), revision.size, current.pins)
+        fixed = current.held or current.pins != 0
+        return KeptRow(replace(kept, fixed=fixed), revision.size, current.pins)
 
     def _loss(
         self, lease: SqliteLease, slot: Slot, update: Update, current: Current
     ) -> Loss | None:
         """The mark of data loss (DESIGN: Pins and holds)."""
         given = lease.holdings.given.get(slot)
-        if given is None:
+        if given is None or slot in lease.sent:
             return None
         row_id, revision = given
         if revision.size < SHRINK_FROM or 2 * len(update.blob) >= revision.size:
@@ -209,8 +224,7 @@ class Planner:
             pins.append(current.row_id)
         # A hold that is there runs its time: each reconnect of a peer whose channels are
         # honestly gone would start it anew, and the newest would never be given back.
-        held = row_id != current.row_id
-        hold = self._quotas.hold_on_shrink if not held else 0
+        hold = 0 if slot in lease.holdings.held else self._quotas.hold_on_shrink
         return Loss(
             slot,
             row_id,
@@ -262,14 +276,15 @@ class Planner:
             (row_id, slot.node_id, int(slot.kind), slot.channel_id, number, revision.size,
              update.sha256, digest, self._now, self._now, self._seen, update.blob)
         )  # fmt: skip
-        previous = lease.holdings.current.get(slot)
-        opened, pins = self._seen, 0
-        if previous is not None and previous.row_id == row_id:
-            opened, pins = previous.opened, previous.pins
-        self.plan.current.append(
-            (
-                lease,
-                slot,
-                Current(row_id, revision, self._now, opened, pins, opened_here, verified=True),
-            )
+        before = lease.holdings.current.get(slot)
+        if before is None or before.row_id != row_id:
+            before = Current(row_id, revision, self._now, opened=self._seen)
+        now = replace(
+            before,
+            revision=revision,
+            last_seen_at=self._now,
+            opened_here=opened_here,
+            damaged=False,
+            verified=True,
         )
+        self.plan.current.append((lease, slot, now))

@@ -26,10 +26,11 @@ _REVISION = "b.node_id, b.kind, b.channel_id, b.revision, b.size, b.sha256, b.st
 _HOLDINGS = f"""
     SELECT {_REVISION}, b.id, b.last_seen_at, b.opened, b.pins, b.replaced IS NULL,
            h.backup_id IS b.id AND (h.until IS NULL OR h.until > :seen), p.first_seen, p.established
-    FROM backup AS b
-    LEFT JOIN hold AS h USING (node_id, kind, channel_id)
-    LEFT JOIN peer AS p USING (node_id)
-    WHERE b.node_id = :node_id AND b.kind IN (1, 2, 3) ORDER BY b.id
+    FROM (SELECT :node_id AS node_id) AS n
+    LEFT JOIN peer AS p ON p.node_id = n.node_id
+    LEFT JOIN backup AS b ON b.node_id = n.node_id AND b.kind IN (1, 2, 3)
+    LEFT JOIN hold AS h ON (h.node_id, h.kind, h.channel_id) = (b.node_id, b.kind, b.channel_id)
+    ORDER BY b.id
 """
 
 _VERSIONS = f"""
@@ -129,19 +130,27 @@ class SqliteReader:
 
     async def holdings(self, node_id: NodeId, seen: int) -> Holdings:
         """What a peer has here; `seen` decides which holds have run out."""
-        holdings = Holdings({}, {}, 0, None, established=False)
+        holdings = Holdings()
         for row in await self._all(_HOLDINGS, {"node_id": node_id, "seen": seen}):
-            revision = _revision(row)
-            slot = revision.slot
             row_id, last_seen_at, opened, pins, current, held, first_seen, established = row[7:]
-            holdings.size += revision.size
             holdings.first_seen = first_seen
             holdings.established = bool(established)
+            if row_id is None:
+                continue
+            revision = _revision(row)
+            slot = revision.slot
+            holdings.rows.add(row_id)
+            holdings.size += revision.size
             if held:
+                holdings.held.add(slot)
                 holdings.given[slot] = (row_id, revision)
             if current:
-                holdings.current[slot] = Current(row_id, revision, last_seen_at, opened, pins)
-                holdings.given.setdefault(slot, (row_id, revision))
+                holdings.current[slot] = Current(
+                    row_id, revision, last_seen_at, opened, pins, held=bool(held)
+                )
+        # The newest, where a damaged row could not be marked as replaced.
+        for slot, newest in holdings.current.items():
+            holdings.given.setdefault(slot, (newest.row_id, newest.revision))
         return holdings
 
     async def read(self, row_id: int, expected: Revision) -> Backup:
@@ -150,17 +159,24 @@ class SqliteReader:
         Raises DamagedBackupError when they, or what is stored beside them, don't match the
         digest or are not the version that was expected.
         """
-        rows = await self._all(
-            f"SELECT {_REVISION}, b.digest, b.blob FROM backup AS b WHERE b.id = ?",
-            (row_id,),
-        )
-        for row in rows:
-            digest, blob = row[7:]
-            if _revision(row) == expected and matches(expected, digest, blob):
-                return Backup(expected, blob)
+        problem = "does not match its digest"
+        try:
+            rows = await self._all(
+                f"SELECT {_REVISION}, b.digest, b.blob FROM backup AS b WHERE b.id = ?", (row_id,)
+            )
+            for row in rows:
+                digest, blob = row[7:]
+                if _revision(row) == expected and matches(expected, digest, blob):
+                    return Backup(expected, blob)
+        except ValueError as error:  # a kind that there is not
+            problem = str(error)
+        except StoreError as error:
+            if not is_damage(error.__cause__):
+                raise
+            problem = str(error)
         raise DamagedBackupError(
             f"revision {expected.revision} ({expected.slot.kind.label}) of"
-            f" {expected.slot.node_id.hex()} does not match its digest"
+            f" {expected.slot.node_id.hex()}: {problem}"
         )
 
     async def versions(
@@ -255,6 +271,12 @@ class SqliteReader:
         if not self._connections:
             raise StoreClosedError("the store is closed")
         return self._connections[next(self._turn) % len(self._connections)]
+
+
+def is_damage(error: BaseException | None) -> bool:
+    """Whether SQLite found a page of the database that can't be right."""
+    code = getattr(error, "sqlite_errorcode", 0)
+    return code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
 def matches(revision: Revision, digest: bytes, blob: bytes) -> bool:

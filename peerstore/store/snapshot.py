@@ -6,10 +6,12 @@ daemon in a thread.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import shutil
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -41,6 +43,12 @@ class Report:
         return not (self.problems or self.damaged)
 
 
+_EVERY_ROW = """
+    SELECT node_id, kind, channel_id, revision, size, sha256, stored_at, digest, blob
+    FROM backup NOT INDEXED -- a damaged index must not hide a row
+"""
+
+
 def verify(database: Path, progress: Progress = lambda _done, _total: None) -> Report:
     """Read everything: SQLite's structures and every digest.
 
@@ -53,25 +61,21 @@ def verify(database: Path, progress: Progress = lambda _done, _total: None) -> R
             rows = connection.execute("PRAGMA integrity_check(100)").fetchall()
             report.problems = [str(row[0]) for row in rows if row[0] != "ok"]
             total = connection.execute("SELECT count(*) FROM backup NOT INDEXED").fetchone()[0]
-            for revision, digest, blob in _all_rows(connection):
-                if not matches(revision, digest, blob):
-                    report.damaged.append(revision)
+            kinds = set(BackupKind)
+            for row in connection.execute(_EVERY_ROW):
+                node_id, kind, channel_id, number, size, sha256, stored_at, digest, blob = row
                 report.checked += 1
                 progress(report.checked, total)
+                if kind not in kinds:
+                    report.problems.append(f"revision {number} of {node_id.hex()}: kind {kind}")
+                    continue
+                slot = Slot(NodeId(node_id), BackupKind(kind), channel_id)
+                revision = Revision(slot, number, size, sha256, stored_at)
+                if not matches(revision, digest, blob):
+                    report.damaged.append(revision)
         except (sqlite3.Error, ValueError, TypeError) as error:
             report.problems.append(str(error))
     return report
-
-
-def _all_rows(connection: sqlite3.Connection) -> Iterator[tuple[Revision, bytes, bytes]]:
-    # By the table itself, not an index: a damaged index must not hide a row.
-    for row in connection.execute(
-        "SELECT node_id, kind, channel_id, revision, size, sha256, stored_at, digest, blob"
-        " FROM backup NOT INDEXED"
-    ):
-        node_id, kind, channel_id, revision, size, sha256, stored_at, digest, blob = row
-        slot = Slot(NodeId(node_id), BackupKind(kind), channel_id)
-        yield Revision(slot, revision, size, sha256, stored_at), digest, blob
 
 
 def snapshot(database: Path, destination: Path) -> None:
@@ -94,8 +98,7 @@ def snapshot(database: Path, destination: Path) -> None:
             target.execute("PRAGMA journal_mode = DELETE")
         with partial.open("rb") as file:
             os.fsync(file.fileno())
-        os.link(partial, destination)
-        _sync_directory(destination.parent)
+        _publish(partial, destination)
     except FileExistsError:
         raise StoreError(f"{destination} exists already: choose another name") from None
     except (OSError, sqlite3.Error) as error:
@@ -113,8 +116,13 @@ def snapshot_when_due(
     back makes one more, never one less. Raises StoreError, OSError.
     """
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    made = sorted(directory.glob(f"{database.stem}-*.db"), key=lambda path: path.stat().st_mtime)
-    if made and 0 <= now - made[-1].stat().st_mtime < every:
+    # By the whole pattern: an operator may keep other files here.
+    ours = re.compile(re.escape(database.stem) + r"-\d{8}T\d{6}Z\.db")
+    made = sorted(
+        (path for path in directory.iterdir() if ours.fullmatch(path.name)),
+        key=lambda path: path.stat().st_mtime,
+    )
+    if any(0 <= now - path.stat().st_mtime < every for path in made):
         return None
     stamp = datetime.fromtimestamp(now, UTC).strftime("%Y%m%dT%H%M%SZ")
     destination = directory / f"{database.stem}-{stamp}.db"
@@ -122,6 +130,19 @@ def snapshot_when_due(
     for old in [path for path in made if path != destination][: max(0, len(made) + 1 - keep)]:
         old.unlink()
     return destination
+
+
+def _publish(partial: Path, destination: Path) -> None:
+    """Give a complete file its name; raises FileExistsError where there is one."""
+    try:
+        destination.hardlink_to(partial)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links
+        if destination.exists():
+            raise FileExistsError(destination) from None
+        partial.rename(destination)
+    _sync_directory(destination.parent)
 
 
 def restore(
@@ -151,16 +172,19 @@ def restore(
             owner, made_for = connection.execute("SELECT node_id, network FROM meta").fetchone()
             check_owner(owner, made_for, node_id, network)
             connection.execute("PRAGMA synchronous = FULL")
-            connection.execute(
-                "UPDATE meta SET epoch = randomblob(16), last_revision = max(last_revision, ?)",
-                (last,),
-            )
+            connection.execute("UPDATE meta SET last_revision = max(last_revision, ?)", (last,))
+            if connection.execute("PRAGMA user_version").fetchone()[0] > 1:
+                # The first schema has no epoch: its upgrade makes a new one.
+                connection.execute("UPDATE meta SET epoch = randomblob(16)")
         kept = None
         if database.exists():
             kept = database.with_name(f"{database.name}.replaced-{now}")
             if kept.exists():
                 raise StoreError(f"{kept} exists already: move it away first")
-            # The WAL belongs to its database and goes with it.
+            with contextlib.suppress(sqlite3.Error), closing(sqlite3.connect(database)) as old:
+                # What is in the WAL goes into the database, so that no crash here parts them.
+                old.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            # A WAL that could not be written back belongs to its database and goes with it.
             for suffix in ("-wal", "-shm", ""):
                 part = database.with_name(database.name + suffix)
                 if part.exists():

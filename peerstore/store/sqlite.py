@@ -33,7 +33,7 @@ from peerstore.store.lease import SqliteLease, Update
 from peerstore.store.mark import Mark, mark_path, read_mark, write_mark
 from peerstore.store.operations import Operation, Transaction
 from peerstore.store.plan import KeptRow, Planner, Totals
-from peerstore.store.reader import SqliteReader
+from peerstore.store.reader import SqliteReader, is_damage
 from peerstore.types import Network, NodeId, Slot
 
 CONGESTED_BYTES = 32 << 20
@@ -95,6 +95,7 @@ class SqliteStore:
         # Leases with something to write, first come, first served.
         self._waiting: dict[SqliteLease, None] = {}
         self._waiting_bytes = 0
+        self._operations_done = 0
         self._operations: deque[tuple[Operation, asyncio.Future[None]]] = deque()
         # Peers that were here: when, and whether they are established now.
         self._visits: dict[NodeId, tuple[int, bool]] = {}
@@ -163,7 +164,11 @@ class SqliteStore:
         try:
             if predecessor is not None:
                 await predecessor.settled()
-            lease.holdings = await self.reader.holdings(node_id, self.seen)
+            while True:
+                done = self._operations_done
+                lease.holdings = await self.reader.holdings(node_id, self.seen)
+                if done == self._operations_done:
+                    break  # else an operator may have changed what was read
         except BaseException:
             lease.close()
             raise
@@ -198,7 +203,10 @@ class SqliteStore:
         """What was fixed for the lease; where that is damaged, the newest sound version."""
         given = lease.holdings.given.get(slot)
         if given is None:
-            return None
+            current = lease.holdings.current.get(slot)
+            if current is None:
+                return None
+            given = (current.row_id, current.revision)
         row_id, revision = given
         with contextlib.suppress(DamagedBackupError):
             return await self._read(lease, row_id, revision)
@@ -293,6 +301,8 @@ class SqliteStore:
                     await self._operate(*self._operations.popleft())
                 if self._waiting:
                     await self._write_batch(self._take_batch())
+                if self._clocks.monotonic() - self._flushed >= FLUSH_SECONDS:
+                    await self._flush()
         await self._flush()
 
     async def _write_batch(self, batch: _Batch) -> None:
@@ -302,11 +312,42 @@ class SqliteStore:
             refused = await self._commit(batch)
         except Exception as error:
             failure = await self._failed(error)
+            if len(batch.leases) > 1 and isinstance(error, sqlite3.Error | StoreError):
+                # What one peer's rows or size stand in the way of is not the others' trouble.
+                for part in batch.leases:
+                    await self._write_batch(_Batch([part]))
+                return
+            if self._pass_over_damage(batch, error):
+                await self._write_batch(batch)
+                return
         for lease, sequence, _ in batch.leases:
             try:
                 lease.resolve(sequence, failure or refused.get(lease))
             except Exception:  # one listener's mistake must not stop the others
                 _log.exception("listener_failed", node_id=lease.node_id.hex())
+
+    def _pass_over_damage(self, batch: _Batch, error: Exception) -> bool:
+        """Leave rows alone that can't be written any more, so that new ones can be opened.
+
+        Returns whether there is anything else to try.
+        """
+        passed = False
+        damage = is_damage(error) or is_damage(error.__cause__)
+        for lease, _, updates in batch.leases:
+            for slot in updates:
+                current = lease.holdings.current.get(slot)
+                if current is None or not (damage or current.damaged):
+                    continue
+                del lease.holdings.current[slot]
+                passed = True
+                number = current.revision.revision
+                text = (
+                    f"revision {number} ({slot.kind.label}) of {slot.node_id.hex()} stands on a"
+                    " damaged page: run `peerstore verify`, and restore a snapshot"
+                )
+                _log.error("damaged_page", error=text)
+                self._submit_operation(operations.raise_alarm("damaged", text, slot, number))
+        return passed
 
     def _take_batch(self) -> _Batch:
         leases: list[tuple[SqliteLease, int, dict[Slot, Update]]] = []
@@ -348,12 +389,18 @@ class SqliteStore:
             self._totals = planner.totals
             for lease, slot, current in plan.current:
                 lease.holdings.current[slot] = current
-                lease.holdings.given.setdefault(slot, (current.row_id, current.revision))
+                lease.holdings.rows.add(current.row_id)
                 if lease.holdings.first_seen is None:
                     lease.holdings.first_seen = seen
             for lease, size in plan.sizes.items():
                 lease.holdings.size = size
+            for loss in plan.losses:
+                owner = self._leases.get(loss.slot.node_id)
+                if loss.hold_until is not None and owner is not None:
+                    owner.holdings.held.add(loss.slot)
             self._mark()
+        for lease, _, updates in batch.leases:
+            lease.sent |= updates.keys()
         for loss in plan.losses:
             _log.warning(
                 "backup_shrank", node_id=loss.slot.node_id.hex(), kind=loss.slot.kind.label,
@@ -374,8 +421,11 @@ class SqliteStore:
             self._totals = replace(
                 self._totals, peers=counts.peers, backups=counts.backups, bytes=counts.bytes
             )
+            self._operations_done += 1
             for node_id in touched & self._leases.keys():
-                await self._reload(self._leases[node_id], seen)
+                # The older ones may have updates that are still to be written.
+                for lease in self._leases[node_id].chain():
+                    await self._reload(lease, seen)
         except Exception as error:
             text = str(error) if isinstance(error, StoreError) else await self._failed(error)
             if isinstance(error, StoreError):
@@ -396,19 +446,22 @@ class SqliteStore:
                 lease.holdings.current[slot] = replace(
                     current, opened_here=old.opened_here, damaged=old.damaged
                 )
-            # What this connection was given back does not change by what comes after.
-            if slot in before.given:
-                lease.holdings.given[slot] = before.given[slot]
+        # What this connection was given back does not change by what comes after, unless it is
+        # gone.
+        for slot, (row_id, revision) in before.given.items():
+            if row_id in lease.holdings.rows:
+                lease.holdings.given[slot] = (row_id, revision)
 
     async def _kept(self, batch: _Batch, seen: int) -> dict[Slot, list[KeptRow]]:
-        """The kept versions of the slots that are replaced for the first time."""
+        """The kept versions of the slots that are replaced for the first time, or need room."""
+        room = self.quotas.max_bytes_per_peer
         slots = [
             slot
             for lease, _, updates in batch.leases
             for slot, update in updates.items()
             if (current := lease.holdings.current.get(slot)) is not None
-            and not current.opened_here
             and current.revision.sha256 != update.sha256
+            and (not current.opened_here or lease.holdings.size + len(update.blob) > room)
         ]
         return await statements.kept_versions(self._writer, slots, seen)
 
@@ -452,11 +505,20 @@ class SqliteStore:
         size = sum(len(u.blob) for _, _, updates in batch.leases for u in updates.values())
         if self._totals.bytes + size <= self.quotas.max_bytes or self.seen < self._no_spare_until:
             return []
-        spare = [
-            (row_id, size)
-            for row_id, size, node_id in await statements.strangers_kept(self._writer, SPARE_ROWS)
-            if node_id not in self._leases
-        ]
+        spare: list[tuple[int, int]] = []
+        after = 0
+        while len(spare) < SPARE_ROWS:
+            rows = await statements.strangers_kept(self._writer, after, SPARE_ROWS)
+            if not rows:
+                break
+            after = rows[-1][0]
+            # Who is connected, or was when it had become established, is no stranger that is away.
+            spare += [
+                (row_id, size)
+                for row_id, size, node_id in rows
+                if node_id not in self._leases
+                and not self._visits.get(NodeId(node_id), (0, False))[1]
+            ]
         if not spare:
             self._no_spare_until = self.seen + FLUSH_SECONDS
         return spare
@@ -494,6 +556,7 @@ class SqliteStore:
     async def _flush(self) -> None:
         """Write what is known of peers and time."""
         visits, self._visits = self._visits, {}
+        self._flushed = self._clocks.monotonic()
         try:
             await self._writer.executemany(
                 "UPDATE peer SET last_seen_at = max(last_seen_at, ?),"

@@ -61,11 +61,11 @@ async def write(plan: Plan, tx: Transaction, totals: Totals) -> None:
         part = plan.rows[start : start + ROWS]
         await writer.execute(_write_sql(len(part)), tuple(itertools.chain.from_iterable(part)))
     for sql, rows in (
-        ("UPDATE backup SET replaced = ? WHERE id = ?", plan.replaced),
+        ("UPDATE backup SET replaced = ?, burst = ? WHERE id = ?", plan.replaced),
         ("UPDATE backup SET last_seen_at = ? WHERE id = ?", plan.seen_again),
         (
             "INSERT INTO peer (node_id, first_seen, first_seen_at, last_seen_at)"
-            " VALUES (?, ?, ?, ?)",
+            " VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
             plan.new_peers,
         ),
     ):
@@ -106,20 +106,24 @@ async def kept_versions(
             _kept_sql(len(part)), (*itertools.chain.from_iterable(keys), seen)
         )
         for row in rows:
-            row_id, sha256, opened, replaced, pins, held, size = row[3:]
-            version = Kept(row_id, sha256, opened, replaced, fixed=bool(pins or held))
+            row_id, sha256, opened, replaced, burst, pins, held, size = row[3:]
+            version = Kept(row_id, sha256, opened, replaced, burst, fixed=bool(pins or held))
             slot = Slot(NodeId(row[0]), BackupKind(row[1]), row[2])
             kept.setdefault(slot, []).append(KeptRow(version, size, pins))
     return kept
 
 
-async def strangers_kept(writer: aiosqlite.Connection, limit: int) -> list[tuple[int, int, bytes]]:
-    """Kept versions of peers on probation, neither pinned nor held: row, size, node id."""
+async def strangers_kept(
+    writer: aiosqlite.Connection, after: int, limit: int
+) -> list[tuple[int, int, bytes]]:
+    """Kept versions of peers on probation, neither pinned nor held, in rows behind `after`:
+    row, size, node id."""
     rows = await writer.execute_fetchall(
         "SELECT b.id, b.size, b.node_id FROM backup AS b JOIN peer AS p USING (node_id)"
-        " WHERE b.replaced IS NOT NULL AND b.pins = 0 AND NOT p.established"
-        " AND NOT EXISTS (SELECT 1 FROM hold AS h WHERE h.backup_id = b.id) LIMIT ?",
-        (limit,),
+        " WHERE b.id > ? AND b.replaced IS NOT NULL AND b.pins = 0 AND NOT p.established"
+        " AND NOT EXISTS (SELECT 1 FROM hold AS h WHERE h.backup_id = b.id)"
+        " ORDER BY b.id LIMIT ?",
+        (after, limit),
     )
     return [(row[0], row[1], row[2]) for row in rows]
 
@@ -138,8 +142,8 @@ def _kept_sql(slots: int) -> str:
     values = ", ".join(["(?, ?, ?)"] * slots)
     return f"""
         WITH slot (node_id, kind, channel_id) AS (VALUES {values})
-        SELECT b.node_id, b.kind, b.channel_id, b.id, b.sha256, b.opened, b.replaced, b.pins,
-               h.backup_id IS b.id AND (h.until IS NULL OR h.until > ?), b.size
+        SELECT b.node_id, b.kind, b.channel_id, b.id, b.sha256, b.opened, b.replaced, b.burst,
+               b.pins, h.backup_id IS b.id AND (h.until IS NULL OR h.until > ?), b.size
         FROM slot CROSS JOIN backup AS b USING (node_id, kind, channel_id)
         LEFT JOIN hold AS h USING (node_id, kind, channel_id)
         WHERE b.replaced IS NOT NULL ORDER BY b.id
