@@ -6,6 +6,7 @@ ALTER TABLE meta ADD COLUMN seen INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE meta ADD COLUMN peers INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE meta ADD COLUMN backups INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE meta ADD COLUMN bytes INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE meta ADD COLUMN versions INTEGER NOT NULL DEFAULT 0; -- backups and what is kept beside
 
 -- Peers that have stored something.
 CREATE TABLE peer (
@@ -21,6 +22,7 @@ SELECT node_id, min(opened), min(stored_at), max(last_seen_at) FROM backup GROUP
 
 UPDATE meta SET peers = (SELECT count(*) FROM peer),
                 backups = (SELECT count(*) FROM backup),
+                versions = (SELECT count(*) FROM backup),
                 bytes = (SELECT coalesce(sum(size), 0) FROM backup);
 
 -- A version that is given back in place of the current one of its slot.

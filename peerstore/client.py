@@ -61,7 +61,7 @@ class Client:
     ) -> None:
         self.warnings: list[str] = []
         """The texts of every `warning` received."""
-        self.remote_init: Init | None = None
+        self._confirmed = 0
         self._reader = reader
         self._writer = writer
         self._connection = connection
@@ -94,6 +94,8 @@ class Client:
             event = await client._next_event()
         except BaseException as error:
             await client.close()
+            if isinstance(error, TimeoutError):
+                raise ProbeError(f"{address}: no answer within {timeout:g} s") from None
             if isinstance(error, ConnectionClosedError | TransportError):
                 raise ProbeError(
                     f"{address}: the handshake failed ({error}): is this its node id?"
@@ -128,7 +130,8 @@ class Client:
         message = await self.receive()
         if not isinstance(message, Init):
             raise ProbeError(f"the provider's first message is not init but {message!r:.100}")
-        self.remote_init = message
+        if message.networks is not None and network.chain_hash not in message.networks:
+            raise ProbeError(f"the provider is not on the network {network.value}")
         if not features.offers(message.features, features.OPTION_PROVIDE_STORAGE):
             raise ProbeError("the provider does not offer storage (option_provide_storage, 42/43)")
         return message
@@ -147,9 +150,9 @@ class Client:
 
         Raises StorageRefusedError with the provider's words.
         """
-        already = len(self.warnings)
         await self._round_trip()
-        refusals = [text for text in self.warnings[already:] if text.startswith("storage:")]
+        since, self._confirmed = self.warnings[self._confirmed :], len(self.warnings)
+        refusals = [text for text in since if text.startswith("storage:")]
         if refusals:
             raise StorageRefusedError("; ".join(refusals))
 
@@ -199,6 +202,8 @@ class Client:
             try:
                 async with asyncio.timeout(self._timeout):
                     data = await self._reader.read(_READ_SIZE)
+            except TimeoutError:
+                raise
             except OSError as error:
                 raise ConnectionClosedError(self._closed(str(error))) from error
             if not data:

@@ -158,6 +158,10 @@ class FileName(str):
         return data_dir / self
 
 
+_TAKEN = (".lock", ".mark", ".sock")
+"""Endings of files that stand beside the database."""
+
+
 class StoreUrl(str):
     """`sqlite:///name`, relative to the data directory, or `sqlite:////absolute/name`."""
 
@@ -166,7 +170,7 @@ class StoreUrl(str):
     def __new__(cls, text: str) -> Self:
         name = text.removeprefix(cls._SCHEME)
         # `?` begins the options of a URL; taken as a name it would make an odd file.
-        if name == text or not name or name.endswith("/") or "?" in name:
+        if name == text or not name or name.endswith(("/", *_TAKEN)) or "?" in name:
             raise ValueError(
                 "expected sqlite:///NAME (in the data directory) or sqlite:////ABSOLUTE/NAME"
             )

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import math
+import resource
 import signal
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -23,7 +26,7 @@ from peerstore.datadir import (
     locked,
     make_data_directory,
 )
-from peerstore.errors import ControlError, KeyFileError, StoreError
+from peerstore.errors import ControlError, DataDirectoryError, KeyFileError, StoreError
 from peerstore.methods import methods
 from peerstore.server import Limits, PeerServer
 from peerstore.session import Timeouts
@@ -33,10 +36,13 @@ from peerstore.store.sqlite import Clocks, SqliteStore
 from peerstore.transport.secp256k1 import KeyPair
 from peerstore.types import NodeAddress, NodeId
 
-STOP_SECONDS = 3.0
+REPEAT_SECONDS = 10.0
+"""How often at most it is logged that descriptors have run out."""
+
+STOP_SECONDS = 2.0
 """How long peers may take to read what was sent to them before the stop."""
 
-DRAIN_SECONDS = 5.0
+DRAIN_SECONDS = 4.0
 """How long the store may take to write what was handed in."""
 
 SNAPSHOT_CHECK_SECONDS = 60.0
@@ -55,6 +61,10 @@ def open_data_directory(
     make_data_directory(data_dir)
     path = key_path(data_dir, config.node_key_file, environ)
     database = config.store.url.path(data_dir)
+    if not database.parent.is_dir():
+        raise DataDirectoryError(
+            f"store.url: the directory {database.parent} does not exist: make it"
+        )
     if database.exists() and not path.exists():
         raise KeyFileError(
             f"the key file {path} is missing, but there is a database {database}: put the key"
@@ -66,7 +76,9 @@ def open_data_directory(
 
 def lock_paths(data_dir: Path, config: Config) -> tuple[Path, Path]:
     """The locks of a daemon: in the data directory and beside the database."""
-    return data_dir / LOCK_NAME, config.store.url.path(data_dir).with_suffix(".lock")
+    # Resolved as SQLite does it: a link is another name, not another database.
+    database = config.store.url.path(data_dir).resolve()
+    return data_dir / LOCK_NAME, database.with_suffix(".lock")
 
 
 def uris(config: Config, node_id: NodeId, addresses: list[tuple[str, int]]) -> list[str]:
@@ -159,11 +171,40 @@ async def run(
     """Serve until SIGTERM or SIGINT; `ready` is called once peers are accepted."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
+    loop.set_exception_handler(_LoopErrors())
+    # Each peer is a descriptor; the usual soft limit is far below what the system allows.
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     async with running(loaded, data_dir, environ) as daemon:
         ready(daemon)
         await stop.wait()
+
+
+class _LoopErrors:
+    """What asyncio has to report: a line in the log, repeated ones at most once in a while."""
+
+    def __init__(self) -> None:
+        self._next: dict[str, float] = {}
+
+    def __call__(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        message, error = context["message"], context.get("exception")
+        out_of_resources = isinstance(error, OSError) and error.errno in _OUT_OF_RESOURCES
+        now = loop.time()
+        if out_of_resources and now < self._next.get(message, 0.0):
+            return
+        self._next[message] = now + REPEAT_SECONDS
+        _log.error(
+            "loop_error",
+            text=message,
+            error=str(error or ""),
+            exc_info=None if out_of_resources else error,
+        )
+
+
+_OUT_OF_RESOURCES = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 
 async def _stop(server: PeerServer, store: SqliteStore) -> None:
@@ -202,12 +243,12 @@ def quotas(config: Config) -> Quotas:
     store = config.store
     return Quotas(
         history=store.history,
-        hold_on_shrink=int(store.hold_on_shrink),
+        hold_on_shrink=math.ceil(store.hold_on_shrink),
         max_bytes=store.max_bytes,
         max_bytes_per_peer=store.max_bytes_per_peer,
         max_peers=store.max_peers,
         max_channels_per_peer=store.max_channels_per_peer,
-        probation=int(store.probation),
+        probation=math.ceil(store.probation),
         min_free_space=store.min_free_space,
     )
 

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import os
 import stat
+import struct
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,6 +17,9 @@ from peerstore.transport.secp256k1 import KeyPair
 SOCKET_NAME = "peerstore.sock"
 LOCK_NAME = "peerstore.lock"
 KEY_NAME = "node.key"
+
+_WHOLE_FILE = struct.pack("hhqqi0q", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+"""fcntl(2)'s struct flock. A lock of the open file description ends with its last descriptor."""
 
 
 def make_data_directory(path: Path) -> None:
@@ -47,15 +51,17 @@ def locked(*paths: Path) -> Iterator[None]:
                 ) from error
             stack.callback(os.close, descriptor)
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _WHOLE_FILE)
             except OSError:
                 holder = os.read(descriptor, 32).decode("ascii", "replace").strip()
                 raise DataDirectoryError(
                     f"another peerstore (process {holder or 'unknown'}) holds {path}:"
                     " stop it first, or choose another --data-dir"
                 ) from None
-            os.truncate(descriptor, 0)
-            os.write(descriptor, f"{os.getpid()}\n".encode())
+            # Who holds it is only for people; on a full disk the lock is as good without it.
+            with contextlib.suppress(OSError):
+                os.truncate(descriptor, 0)
+                os.write(descriptor, f"{os.getpid()}\n".encode())
         yield
 
 
@@ -66,12 +72,11 @@ def is_locked(path: Path) -> bool:
     except OSError:
         return False
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
-        return True
+        # Only asked, never taken, so that nobody who wants it is in the way of anybody.
+        answer = fcntl.fcntl(descriptor, fcntl.F_OFD_GETLK, _WHOLE_FILE)
     finally:
         os.close(descriptor)
-    return False
+    return bool(struct.unpack_from("h", answer)[0] != fcntl.F_UNLCK)
 
 
 def key_path(data_dir: Path, node_key_file: str, environ: Mapping[str, str]) -> Path:

@@ -18,6 +18,8 @@ from peerstore.types import CHANNEL_ID_SIZE, BackupKind, Slot, parse_node_id
 
 def parse_slot(node_id: str, kind: str, channel_id: str = "") -> Slot:
     """A slot from its texts; raises AddressError."""
+    if not all(isinstance(text, str) for text in (node_id, kind, channel_id)):
+        raise AddressError("node_id, kind and channel_id are texts")
     try:
         backup_kind = BackupKind[kind.upper()]
     except KeyError:
@@ -35,29 +37,37 @@ def parse_slot(node_id: str, kind: str, channel_id: str = "") -> Slot:
     return Slot(parse_node_id(node_id), backup_kind, channel)
 
 
+def _count(value: object) -> int:
+    """A number as SQLite can hold it, at least 1; raises AddressError."""
+    if type(value) is not int or not 0 < value < 1 << 62:
+        raise AddressError(f"{value!r:.40} is not a whole number of at least 1")
+    return value
+
+
 def methods(store: SqliteStore) -> Mapping[str, Callable[..., Awaitable[Any]]]:
     """The methods that change the store, each named `noun.verb`."""
 
     async def pin(node_id: str, kind: str, channel_id: str, revision: int) -> None:
-        await store.run(operations.pin(parse_slot(node_id, kind, channel_id), revision))
+        await store.run(operations.pin(parse_slot(node_id, kind, channel_id), _count(revision)))
 
     async def unpin(node_id: str, kind: str, channel_id: str, revision: int) -> None:
-        await store.run(operations.unpin(parse_slot(node_id, kind, channel_id), revision))
+        await store.run(operations.unpin(parse_slot(node_id, kind, channel_id), _count(revision)))
 
     async def hold(
         node_id: str, kind: str, channel_id: str, revision: int, seconds: int | None
     ) -> None:
         slot = parse_slot(node_id, kind, channel_id)
-        await store.run(operations.hold(slot, revision, seconds))
+        span = None if seconds is None else _count(seconds)
+        await store.run(operations.hold(slot, _count(revision), span))
 
     async def release(node_id: str, kind: str, channel_id: str) -> None:
         await store.run(operations.release(parse_slot(node_id, kind, channel_id)))
 
     async def delete(node_id: str, kind: str, channel_id: str, revision: int) -> None:
-        await store.run(operations.delete(parse_slot(node_id, kind, channel_id), revision))
+        await store.run(operations.delete(parse_slot(node_id, kind, channel_id), _count(revision)))
 
     async def acknowledge(number: int) -> None:
-        await store.run(operations.acknowledge(number))
+        await store.run(operations.acknowledge(_count(number)))
 
     return {
         "backups.pin": pin,

@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import ipaddress
+import socket
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import cast
@@ -43,6 +44,13 @@ CLOSE_SECONDS = 5.0
 """How long a peer may take to read what was sent before we closed."""
 
 BACKLOG = 1024
+"""Connections that the kernel completes before they are accepted."""
+
+ACCEPTS = 16
+"""Connections accepted in one turn of the loop: asyncio's backlog is this number as well."""
+
+MESSAGES_PER_TURN = 64
+"""Messages of one peer that are looked at before the others have their turn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +92,11 @@ class PeerServer:
         """
         for host, port in addresses:
             try:
+                sock = _listening_socket(host, port)
                 server = await self.loop.create_server(
-                    lambda: PeerConnection(self), host, port, backlog=BACKLOG
+                    lambda: PeerConnection(self), sock=sock, backlog=ACCEPTS
                 )
+                sock.listen(BACKLOG)
             except OSError as error:
                 where = format_host_port(host, port)
                 if ":" in host and error.errno in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
@@ -97,7 +107,7 @@ class PeerServer:
             self._servers.append(server)
             self.addresses += [sock.getsockname()[:2] for sock in server.sockets]
         if not self._servers:
-            raise ListenError("none of listen.addresses can be listened on")
+            raise ListenError("listen.addresses has no address that can be listened on here")
 
     def close_listeners(self) -> None:
         """Accept nobody any more. Never waits: asyncio's wait_closed waits for idle peers."""
@@ -283,8 +293,17 @@ class PeerConnection(asyncio.BufferedProtocol):
 
     def _process(self) -> None:
         """Look at what the peer sent as far as that can be done now."""
+        if self._closing:
+            return
+        more = False
+        left = MESSAGES_PER_TURN
         try:
             while self._unhindered():
+                if not left:
+                    more = True
+                    self._server.loop.call_soon(self._process)
+                    break
+                left -= 1
                 event = self._connection.next_event()
                 if event is None:
                     break
@@ -299,7 +318,7 @@ class PeerConnection(asyncio.BufferedProtocol):
         except TransportError as error:
             self._broken(error)
             return
-        if self._eof and self._unhindered():
+        if self._eof and not more and self._unhindered():
             # All is taken. Half a connection is of no use to anyone.
             self._end_of_stream()
         self._flush()
@@ -458,6 +477,23 @@ class PeerConnection(asyncio.BufferedProtocol):
         self._server.log.debug(
             "peer_disconnected", node_id=self._hex_id(), address=self._address(), reason=reason
         )
+
+
+def _listening_socket(host: str, port: int) -> socket.socket:
+    """A bound socket; raises OSError."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            # [::] beside 0.0.0.0 is IPv6 alone.
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.setblocking(False)
+        sock.bind((host, port))
+    except OSError:
+        sock.close()
+        raise
+    return sock
 
 
 def _listen_failure(where: str, error: OSError) -> str:

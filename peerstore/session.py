@@ -56,6 +56,9 @@ COMMIT_TIMEOUT = 2.0
 MAX_CHANNELS = 100
 """Channels that one connection may name before it is closed."""
 
+MAX_REPORTS = 20
+"""Things to be told to the operator of one connection; a peer must not fill the log."""
+
 MAX_INTERVALS = 32
 """Pings that may wait for the store before the peer is read no further."""
 
@@ -148,10 +151,12 @@ class Session:
         "_intervals",
         "_offered",
         "_opened",
+        "_opened_channels",
         "_ping_in_flight",
         "_received",
         "_released",
         "_remote_addr",
+        "_reports",
         "_resolved",
         "_spoken",
         "_timeouts",
@@ -180,11 +185,13 @@ class Session:
         self._spoken = False
         self._ping_in_flight = False
         self._channels: set[bytes] = set()
+        self._opened_channels: set[bytes] = set()
         # Sequence numbers of updates: the newest received, the newest of which the store has
         # said what became of it, and the newest whose pong is out.
         self._received = 0
         self._resolved = 0
         self._released = 0
+        self._reports = 0
         self._intervals: deque[_Interval] = deque((_Interval(0),))
         self._actions: list[Action] = []
 
@@ -313,7 +320,7 @@ class Session:
 
     def _on_report(self, message: WarningMessage | ErrorMessage, _now: float) -> None:
         self._report(
-            f"peer_{message.NAME}", channel_id=message.channel_id.hex(), text=message.text[:1000]
+            f"peer_{message.NAME}", channel_id=message.channel_id.hex(), text=message.text[:200]
         )
 
     def _on_ping(self, message: Ping, now: float) -> None:
@@ -346,15 +353,18 @@ class Session:
 
     def _on_channel_message(self, number: int, data: bytes) -> None:
         channel_id = channel_id_of(data)
-        if channel_id in self._channels:
+        name = CHANNEL_MESSAGES[number]
+        opens = name in ("open_channel", "open_channel2")
+        if channel_id in (self._opened_channels if opens else self._channels):
             return
-        if len(self._channels) >= MAX_CHANNELS:
+        if channel_id not in self._channels and len(self._channels) >= MAX_CHANNELS:
             raise CodecError(f"messages for more than {MAX_CHANNELS} channels on one connection")
         self._channels.add(channel_id)
-        name = CHANNEL_MESSAGES[number]
+        if opens:
+            self._opened_channels.add(channel_id)
         text = f"{name}: this node only keeps backups and has no channels"
         self._report("channel_message_refused", message=name, channel_id=channel_id.hex())
-        if name in ("open_channel", "open_channel2") and channel_id != ALL_CHANNELS:
+        if opens and channel_id != ALL_CHANNELS:
             self._send(ErrorMessage(channel_id, text.encode()))
         else:
             # Not the error that BOLT 1 suggests: a peer that does have the channel, with a
@@ -389,7 +399,11 @@ class Session:
         self._send(WarningMessage.about(text))
 
     def _report(self, event: str, **details: object) -> None:
-        self._actions.append(Report(event, details))
+        self._reports += 1
+        if self._reports < MAX_REPORTS:
+            self._actions.append(Report(event, details))
+        elif self._reports == MAX_REPORTS:
+            self._actions.append(Report("reports_suppressed", {"after": MAX_REPORTS}))
 
     def _fail(self, text: str) -> None:
         """The peer broke the protocol: tell it, then close."""

@@ -12,9 +12,6 @@ from peerstore.errors import AddressError
 NodeId = NewType("NodeId", bytes)
 """A node's public key: a compressed secp256k1 point, 33 bytes (BOLT 1, `point`)."""
 
-ChannelId = NewType("ChannelId", bytes)
-"""A channel's id, 32 bytes (BOLT 2, Definition of `channel_id`)."""
-
 NODE_ID_SIZE = 33
 CHANNEL_ID_SIZE = 32
 

@@ -259,7 +259,7 @@ class StoreContract:
         lease = await store.open_lease(ALICE, Recorder())
         assert list(lease.slots) == []
         assert await lease.read(ALICES) is None
-        assert await store.counts() == Counts(0, 0, 0)
+        assert await store.counts() == Counts(0, 0, 0, versions=0)
         assert await stored_revisions(store) == []
 
     @pytest.mark.parametrize("size", [0, 1, LARGEST])
@@ -344,7 +344,7 @@ class StoreContract:
         ]
         assert await stored_revisions(store, BOB) == revisions[-1:]
         assert await stored_revisions(store, peer(3)) == []
-        assert await store.counts() == Counts(peers=2, backups=5, bytes=15)
+        assert await store.counts() == Counts(peers=2, backups=5, bytes=15, versions=5)
         for revision in revisions:
             backup = await leases[revision.slot.node_id].read(revision.slot)
             assert backup is not None
@@ -631,7 +631,7 @@ class StoreContract:
         lease.put(1, ALICES, b"kept")
         lease.close()
         await store.settle()
-        assert await store.counts() == Counts(1, 1, 4)
+        assert await store.counts() == Counts(1, 1, 4, versions=1)
 
     async def test_nothing_more_is_taken_from_a_closed_lease(self, store: Store) -> None:
         # Its successor does not know of it, so it would write behind the successor's back.
@@ -779,7 +779,7 @@ class StoreContract:
             await store.settle()
         for recorder in recorders.values():
             assert recorder.sequences == [recorder.lost()] == [1]
-        assert await store.counts() == Counts(0, 0, 0)
+        assert await store.counts() == Counts(0, 0, 0, versions=0)
 
     async def test_closing_while_nothing_can_be_written_tells_of_the_loss(
         self, backend: Backend, store: Store
@@ -791,7 +791,7 @@ class StoreContract:
             await store.close()
         assert recorder.sequences == [recorder.lost()] == [1]
         store = await backend.open()
-        assert await store.counts() == Counts(0, 0, 0)
+        assert await store.counts() == Counts(0, 0, 0, versions=0)
 
     # Backpressure
 
@@ -928,6 +928,7 @@ async def _play(backend: Backend, steps: Iterable[Step]) -> None:
     versions = [version async for version in store.versions()]
     assert await store.counts() == Counts(
         peers=len({version.revision.slot.node_id for version in versions}),
-        backups=len(versions),
+        backups=len(everything),
         bytes=sum(version.revision.size for version in versions),
+        versions=len(versions),
     )

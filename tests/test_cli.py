@@ -547,7 +547,7 @@ def test_probe_of_another_network_says_what_the_provider_said(
 ) -> None:
     uri = running.document["uris"][0]
     result = run_command(tmp_path / "prober", "probe", uri, settings=["network=signet"])
-    refused(result, "chain")
+    refused(result, "network signet")
 
 
 @pytest.mark.parametrize(

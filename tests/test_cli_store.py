@@ -196,7 +196,8 @@ def test_verify_names_what_is_damaged_and_exits_1(daemon: Daemon) -> None:
     human = run_command(daemon.data_dir, "verify")
     assert human.code == 1
     assert f"Damaged: revision 1 (peer_storage) of {ID}" in human.stdout
-    assert "is damaged" not in human.stderr
+    assert human.stderr.startswith("Error: ")
+    assert "is damaged: restore a snapshot" in human.stderr
 
 
 def test_a_snapshot_is_restored_and_what_it_replaces_is_kept(

@@ -152,12 +152,12 @@ def with_migration(monkeypatch: pytest.MonkeyPatch, sql: str) -> None:
 
 async def test_a_new_database_has_the_newest_version_and_knows_its_owner(path: Path) -> None:
     async with opened(path) as store:
-        assert await store.counts() == Counts(0, 0, 0)
+        assert await store.counts() == Counts(0, 0, 0, versions=0)
         async with await SqliteReader.open(path) as reader:
             meta = await reader.meta()
     assert len(meta.epoch) == 16
     assert meta == reader_module.Meta(
-        NODE_ID, Network.REGTEST, len(migrations()), 0, meta.epoch, 0, Counts(0, 0, 0)
+        NODE_ID, Network.REGTEST, len(migrations()), 0, meta.epoch, 0, Counts(0, 0, 0, versions=0)
     )
     assert ask(path, "PRAGMA user_version") == len(migrations())
     assert ask(path, "PRAGMA application_id") == APPLICATION_ID
@@ -195,7 +195,7 @@ async def test_opening_again_changes_nothing(path: Path) -> None:
     before = dump(path)
     mark = path.with_suffix(".mark").read_bytes()
     async with opened(path) as store:
-        assert await store.counts() == Counts(1, 1, 4)
+        assert await store.counts() == Counts(1, 1, 4, versions=1)
     assert dump(path) == before
     assert path.with_suffix(".mark").read_bytes() == mark
 
@@ -225,7 +225,7 @@ async def test_an_empty_file_is_a_new_database(path: Path) -> None:
     make_file(path)
     async with opened(path) as store:
         await put(store, b"stored")
-        assert await store.counts() == Counts(1, 1, 6)
+        assert await store.counts() == Counts(1, 1, 6, versions=1)
 
 
 async def test_a_creation_that_stopped_before_the_schema_is_completed(path: Path) -> None:
@@ -249,7 +249,7 @@ async def test_a_creation_that_stopped_before_the_owner_was_noted_is_completed(p
             await reader.meta()
     async with opened(path) as store:
         await put(store, b"stored")
-        assert await store.counts() == Counts(1, 1, 6)
+        assert await store.counts() == Counts(1, 1, 6, versions=1)
     assert schema(path) == complete
     assert ask(path, "SELECT node_id FROM meta") == NODE_ID
     assert ask(path, "SELECT count(*) FROM meta") == 1
@@ -294,7 +294,7 @@ async def test_a_migration_that_fails_half_way_leaves_nothing(
     assert schema(path) == before
     assert ask(path, "PRAGMA user_version") == len(migrations())
     async with opened(path) as store:
-        assert await store.counts() == Counts(1, 1, 4)
+        assert await store.counts() == Counts(1, 1, 4, versions=1)
 
 
 async def test_a_creation_that_fails_half_way_leaves_nothing(
@@ -399,7 +399,7 @@ async def test_another_nodes_database_is_refused(path: Path) -> None:
     assert OTHER_NODE_ID.hex() in line
     assert "put the right key file back" in line
     async with opened(path) as store:
-        assert await store.counts() == Counts(1, 1, 4)
+        assert await store.counts() == Counts(1, 1, 4, versions=1)
 
 
 async def test_another_networks_database_is_refused(path: Path) -> None:
@@ -409,7 +409,7 @@ async def test_another_networks_database_is_refused(path: Path) -> None:
     assert "regtest, not bitcoin" in line
     assert "set `network` back" in line
     async with opened(path) as store:
-        assert await store.counts() == Counts(1, 1, 4)
+        assert await store.counts() == Counts(1, 1, 4, versions=1)
 
 
 # Readers
@@ -456,7 +456,7 @@ async def test_a_reader_beside_the_daemon_leaves_the_wal_alone(path: Path) -> No
         await put(store, b"in the WAL")
         before = files(path.parent)
         async with await SqliteReader.open(path, connections=2) as reader:
-            assert (await reader.meta()).counts == Counts(1, 1, 10)
+            assert (await reader.meta()).counts == Counts(1, 1, 10, versions=1)
             assert await found(reader) == b"in the WAL"
         after = files(path.parent)
         for name in (path.name, f"{path.name}-wal"):
@@ -464,7 +464,7 @@ async def test_a_reader_beside_the_daemon_leaves_the_wal_alone(path: Path) -> No
         await put(store, b"newer")
         async with await SqliteReader.open(path) as reader:
             # And what it replaced.
-            assert (await reader.meta()).counts == Counts(1, 2, 15)
+            assert (await reader.meta()).counts == Counts(1, 1, 15, versions=2)
             assert await found(reader) == b"newer"
 
 
@@ -484,5 +484,5 @@ async def test_a_reader_after_a_kill_sees_the_wal_and_leaves_it_alone(
         assert await found(reader) == b"in the WAL"
     assert (killed.read_bytes(), wal.read_bytes()) == before
     async with opened(killed) as store:
-        assert await store.counts() == Counts(1, 1, 10)
+        assert await store.counts() == Counts(1, 1, 10, versions=1)
     assert sorted(files(killed.parent)) == [path.name, path.with_suffix(".mark").name]

@@ -144,7 +144,8 @@ def recount(path: Path) -> Counts:
     with edited(path) as database:
         return Counts(
             *database.execute(
-                "SELECT count(DISTINCT node_id), count(*), coalesce(sum(size), 0) FROM backup"
+                "SELECT count(DISTINCT node_id), count(DISTINCT hex(node_id) || kind ||"
+                " hex(channel_id)), coalesce(sum(size), 0), count(*) FROM backup"
             ).fetchone()
         )
 
@@ -585,12 +586,12 @@ async def test_deleting_all_of_a_peer_forgets_it(store: SqliteStore, connected: 
     for revision in (1, 2):
         await methods(store)["backups.delete"](*arguments(ALICES), revision)
         await assert_counts_are_right(store)
-    assert await store.counts() == Counts(0, 0, 0)
+    assert await store.counts() == Counts(0, 0, 0, versions=0)
     if lease is not None:
         lease.put(1, ALICES, b"three")
         await store.settle()
         await assert_counts_are_right(store)
-        assert await store.counts() == Counts(1, 1, 5)
+        assert await store.counts() == Counts(1, 1, 5, versions=1)
     else:
         assert await push(store) is None
 
@@ -699,7 +700,7 @@ async def test_the_counts_are_right_after_whatever_is_done(
             versions = await stored_versions(store, slot)
             revision = versions[number % len(versions)].revision.revision if versions else 1
             backend.clock.advance(number * 20)
-            with contextlib.suppress(StoreError):
+            with contextlib.suppress(StoreError, AddressError):
                 match action:
                     case "push":
                         leases.pop(slot.node_id, None)
@@ -1017,7 +1018,7 @@ async def test_peers_of_one_batch_are_counted_each(store: SqliteStore) -> None:
         *[None] * 3,
         *["no more peers are taken here"] * 2,
     ]
-    assert await store.counts() == Counts(3, 12, 12)
+    assert await store.counts() == Counts(3, 12, 12, versions=12)
     await assert_counts_are_right(store)
 
 
@@ -1295,14 +1296,16 @@ async def test_a_mark_that_cannot_be_written_hinders_nothing(
     assert await alarms(store) == []
 
 
-async def test_a_mark_of_another_epoch_says_nothing(
+async def test_a_mark_of_another_database_raises_an_alarm(
     backend: SqliteBackend, store: SqliteStore
 ) -> None:
     await push(store, b"one")
     await store.close()
     mark_path(backend.path).write_text(json.dumps({"epoch": "00" * 16, "revision": 99}))
     store = await backend.open()
-    assert await alarms(store) == []
+    assert await push(store, b"two") == b"one"
+    assert [alarm.kind for alarm in await alarms(store)] == ["behind"]
+    assert [v.revision.revision for v in await stored_versions(store, ALICES)][-1] > 99
 
 
 # Snapshots
@@ -1343,7 +1346,7 @@ async def test_a_snapshot_beside_a_busy_writer_is_of_one_moment(
         assert verify(copy).sound
         with edited(copy) as database:
             shas = database.execute("SELECT DISTINCT sha256 FROM backup").fetchall()
-        assert len(shas) == 1
+        assert len(shas) <= 1
         assert recount(copy).backups == 4
         async with await SqliteReader.open(copy) as reader:
             assert (await reader.meta()).counts == recount(copy)
@@ -1605,7 +1608,7 @@ async def test_a_database_of_schema_1_is_upgraded(backend: SqliteBackend, tmp_pa
     for slot, revision, blob, _, _ in OLD_ROWS:
         assert await newest_revision(store, slot) == revision
         assert await push(store, slot=slot) == blob
-    assert await store.counts() == Counts(2, 3, 20 + LARGEST)
+    assert await store.counts() == Counts(2, 3, 20 + LARGEST, versions=3)
     await assert_counts_are_right(store)
     assert await alarms(store) == []
     assert len((await store.reader.meta()).epoch) == 16

@@ -248,7 +248,7 @@ async def opened(node: Node, key: KeyPair = KEY) -> AsyncIterator[Peer]:
 async def assert_nothing_changed(node: Node) -> None:
     """Good peers are served, and KEY's backup is what it was, alone in the store."""
     assert await node.given_back(KEY) == KEPT
-    assert await node.store.counts() == Counts(peers=1, backups=1, bytes=len(KEPT))
+    assert await node.store.counts() == Counts(peers=1, backups=1, bytes=len(KEPT), versions=1)
 
 
 def warning_in(messages: list[Message]) -> str:

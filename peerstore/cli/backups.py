@@ -24,12 +24,13 @@ from peerstore.cli.common import (
     table,
 )
 from peerstore.errors import ConfigError, StoreError
+from peerstore.types import BackupKind
 
 if TYPE_CHECKING:
     from peerstore.store.base import Version
     from peerstore.types import Slot
 
-KINDS = ("peer_storage", "node_backup", "channel_backup")
+KINDS = tuple(kind.label for kind in BackupKind)
 DELETE_DIGITS = 8
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])

@@ -51,6 +51,7 @@ async def _gather(app: App) -> dict[str, Any]:
         "connections": live.get("connections"),
         "peers": meta.counts.peers,
         "backups": meta.counts.backups,
+        "versions": meta.counts.versions,
         "bytes": meta.counts.bytes,
         "alarms": [document(alarm) for alarm in alarms],
         "data_dir": str(app.data_dir),

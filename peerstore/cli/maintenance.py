@@ -12,6 +12,7 @@ from pathlib import Path
 import click
 
 from peerstore.cli.common import App, json_option, pass_app
+from peerstore.errors import StoreError
 
 
 @click.command()
@@ -50,7 +51,9 @@ def verify(app: App) -> None:
         lambda: "\n".join(lines),
     )
     if not report.sound:
-        sys.exit(1)
+        raise StoreError(
+            f"{app.database} is damaged: restore a snapshot, or delete what is damaged"
+        )
 
 
 @click.command()

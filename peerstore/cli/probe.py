@@ -13,7 +13,7 @@ from peerstore.errors import PeerstoreError, ProbeError
 
 if TYPE_CHECKING:
     from peerstore.transport.secp256k1 import KeyPair
-    from peerstore.types import NodeAddress
+    from peerstore.types import Network, NodeAddress
 
 KEY_NAME = "probe.key"
 
@@ -44,9 +44,10 @@ def probe(app: App, uri: str, blob_size: int) -> None:
     address = NodeAddress.parse(uri)
     make_data_directory(app.data_dir)
     key, _ = load_or_make_key(app.data_dir / KEY_NAME)
+    network = app.loaded.config.network
     steps = _Steps(show=not app.json)
     try:
-        asyncio.run(_probe(app, address, key, blob_size, steps))
+        same = asyncio.run(_probe(network, address, key, blob_size, steps))
     except (PeerstoreError, TimeoutError) as error:
         steps.failed(str(error) or "no answer in time")
         if app.json:
@@ -54,7 +55,11 @@ def probe(app: App, uri: str, blob_size: int) -> None:
         raise ProbeError(f"{steps.current}: {steps.error}") from error
     app.emit(
         steps.document(address, ok=True),
-        lambda: "The provider keeps what it is given: what came back is what was stored.",
+        lambda: (
+            "The provider keeps what it is given: what came back is what was stored."
+            if same
+            else "The provider keeps what it is given, and holds the larger backup for now."
+        ),
     )
 
 
@@ -90,11 +95,11 @@ class _Steps:
 
 
 async def _probe(
-    app: App, address: NodeAddress, key: KeyPair, blob_size: int, steps: _Steps
-) -> None:
+    network: Network, address: NodeAddress, key: KeyPair, blob_size: int, steps: _Steps
+) -> bool:
+    """Whether what came back is what was stored; False when the provider holds an older one."""
     from peerstore.client import Client
 
-    network = app.loaded.config.network
     blob = os.urandom(blob_size)
     steps.begin("connect")
     async with await Client.connect(address, key) as client:
@@ -119,6 +124,13 @@ async def _probe(
         after = await client.retrieve()
         if after is None:
             raise ProbeError("nothing came back")
-        if after != blob:
+        if after == before and 2 * len(blob) < len(before):
+            steps.done(
+                "what was stored before came back: the provider holds it, because the new backup"
+                " is less than half its size"
+            )
+        elif after != blob:
             raise ProbeError(f"other bytes came back: {size(len(after))}")
-        steps.done("what came back is what was stored")
+        else:
+            steps.done("what came back is what was stored")
+    return after == blob

@@ -95,11 +95,13 @@ class Quotas:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """How much is stored: peers and backups by number, blobs by bytes."""
+    """How much is stored: peers and backups by number, every version of these by number and
+    bytes."""
 
     peers: int
     backups: int
     bytes: int
+    versions: int
 
 
 def backup_digest(slot: Slot, revision: int, sha256: bytes) -> bytes:

@@ -146,13 +146,13 @@ class SqliteLease:
 
     async def settled(self) -> None:
         """Return when all that was handed in, here and by those before, is decided."""
-        if self._predecessor is not None:
-            await self._predecessor.settled()
-            self._predecessor = None
-        while self.resolved < self.received:
-            if self._settled is None:
-                self._settled = asyncio.Event()
-            await self._settled.wait()
+        # In a loop, not by recursion: reconnects may overlap by the thousand.
+        for lease in (*self.chain(),)[::-1]:
+            while lease.resolved < lease.received:
+                if lease._settled is None:
+                    lease._settled = asyncio.Event()
+                await lease._settled.wait()
+        self._predecessor = None
 
     def resolve(self, sequence: int, failure: str | None) -> None:
         """Everything up to `sequence` is decided: tell the listener and who waits."""

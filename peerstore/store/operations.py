@@ -99,9 +99,11 @@ def delete(slot: Slot, revision: int) -> Operation:
             slot.node_id,
         )
         await tx.all(
-            "UPDATE meta SET backups = backups - 1, bytes = bytes - ?, peers = peers - ?",
+            "UPDATE meta SET versions = versions - 1, bytes = bytes - ?, peers = peers - ?,"
+            f" backups = backups - NOT EXISTS (SELECT 1 FROM backup WHERE {_SLOT})",
             size,
             len(gone),
+            *_key(slot),
         )
         return {slot.node_id}
 

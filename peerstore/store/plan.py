@@ -42,6 +42,7 @@ class Totals:
     last_revision: int
     peers: int
     backups: int
+    versions: int
     bytes: int
 
 
@@ -150,6 +151,7 @@ class Planner:
         if new_peer and self.totals.peers >= self._quotas.max_peers:
             raise Refused("no more peers are taken here")
         self._charge(lease, len(update.blob), may_exceed=False)
+        self.totals.backups += 1
         if new_peer:
             self._new_peers.add(slot.node_id)
             self.totals.peers += 1
@@ -191,7 +193,7 @@ class Planner:
                 break
         self._charge(lease, added - freed, may_exceed=True)
         self.plan.drops += thinned.drop
-        self.totals.backups -= len(thinned.drop)
+        self.totals.versions -= len(thinned.drop)
         return thinned
 
     def _marked(self, row: KeptRow, guard: Kept | None, loss: Loss | None) -> KeptRow:
@@ -256,13 +258,13 @@ class Planner:
             row_id, size = spare
             if row_id not in self.plan.drops:
                 self.plan.drops.append(row_id)
-                self.totals.backups -= 1
+                self.totals.versions -= 1
                 self.totals.bytes -= size
         self.totals.bytes += added
         self.plan.sizes[lease] = self._size(lease) + added
 
     def _open_row(self, lease: SqliteLease, slot: Slot, update: Update) -> None:
-        self.totals.backups += 1
+        self.totals.versions += 1
         self._write(lease, slot, update, self.totals.last_revision + 1, opened_here=True)
 
     def _write(

@@ -38,11 +38,17 @@ _VERSIONS = f"""
            h.backup_id IS NOT NULL AND (h.until IS NULL OR h.until > (SELECT seen FROM meta)),
            h.backup_id
     FROM backup AS b LEFT JOIN hold AS h USING (node_id, kind, channel_id)
-    WHERE (:node_id IS NULL OR b.node_id = :node_id)
-          AND (NOT :current_only OR b.replaced IS NULL)
+    WHERE %s AND (NOT :current_only OR b.replaced IS NULL)
           AND b.kind IN (1, 2, 3) -- another one is damage, which `verify` shows
     ORDER BY b.node_id, b.kind, b.channel_id, b.id LIMIT :limit
 """
+_OF_ONE_PEER = _VERSIONS % "b.node_id = :node_id"
+_FROM_KEY = (
+    _VERSIONS % "(b.node_id, b.kind, b.channel_id, b.id) > (:node_id, :kind, :channel_id, :id)"
+)
+
+PAGE = 1000
+"""Versions that are listed with one statement."""
 
 
 def _pinned_by(pins: int) -> str:
@@ -70,7 +76,8 @@ class Meta:
 class SqliteReader:
     """Read-only connections to a database; nothing here can write or checkpoint."""
 
-    def __init__(self, connections: list[aiosqlite.Connection]) -> None:
+    def __init__(self, path: Path, connections: list[aiosqlite.Connection]) -> None:
+        self._path = path
         self._connections = connections
         self._turn = itertools.count()
 
@@ -93,10 +100,10 @@ class SqliteReader:
             if version < len(migrations()):
                 raise SchemaError("it is of an older schema; start the daemon once to upgrade it")
         except (sqlite3.Error, SchemaError) as error:
-            await cls(opened).close()
+            await cls(path, opened).close()
             kind = SchemaError if isinstance(error, SchemaError) else StoreError
             raise kind(f"{path}: {error}") from error
-        return cls(opened)
+        return cls(path, opened)
 
     async def __aenter__(self) -> Self:
         return self
@@ -118,7 +125,8 @@ class SqliteReader:
     async def meta(self) -> Meta:
         """Whose database it is; raises StoreError for one whose making was interrupted."""
         rows = await self._all(
-            "SELECT node_id, network, last_revision, epoch, seen, peers, backups, bytes FROM meta"
+            "SELECT node_id, network, last_revision, epoch, seen, peers, backups, bytes, versions"
+            " FROM meta"
         )
         if not rows:
             raise StoreError("the database is empty: run `peerstore init`")
@@ -186,26 +194,34 @@ class SqliteReader:
         current_only: bool = False,
         limit: int | None = None,
     ) -> AsyncIterator[Version]:
-        """What is stored, for one peer or for all, ordered by slot and revision."""
-        parameters = {
-            "node_id": node_id,
-            "current_only": current_only,
-            "limit": -1 if limit is None else limit,
-        }
-        try:
-            async with self._connection().execute(_VERSIONS, parameters) as rows:
-                async for row in rows:
-                    row_id, current, pins, slot_held, held_id = row[7:]
-                    yield Version(
-                        row_id,
-                        _revision(row),
-                        current=bool(current),
-                        pinned=_pinned_by(pins),
-                        held=bool(slot_held) and held_id == row_id,
-                        slot_held=bool(slot_held),
-                    )
-        except sqlite3.Error as error:
-            raise StoreError(f"the database can't be read: {error}") from error
+        """What is stored, for one peer or for all, ordered by slot and revision.
+
+        Read page by page: a statement that stays open would keep everything else on its
+        connection at the state of its beginning.
+        """
+        sql = _FROM_KEY if node_id is None else _OF_ONE_PEER
+        # A peer has few; of all there may be millions.
+        page = PAGE if node_id is None else -1
+        key: dict[str, object] = {"node_id": node_id or b"", "kind": 0, "channel_id": b"", "id": 0}
+        left = -1 if limit is None else limit
+        while left:
+            wanted = page if left < 0 else left if page < 0 else min(page, left)
+            rows = await self._all(sql, {**key, "current_only": current_only, "limit": wanted})
+            for row in rows:
+                row_id, current, pins, slot_held, held_id = row[7:]
+                yield Version(
+                    row_id,
+                    _revision(row),
+                    current=bool(current),
+                    pinned=_pinned_by(pins),
+                    held=bool(slot_held) and held_id == row_id,
+                    slot_held=bool(slot_held),
+                )
+            if page < 0 or len(rows) < wanted:
+                return
+            left -= len(rows) if left > 0 else 0
+            last = rows[-1]
+            key = {"node_id": last[0], "kind": last[1], "channel_id": last[2], "id": last[7]}
 
     @contextlib.asynccontextmanager
     async def unchanging(self) -> AsyncIterator[None]:
@@ -265,7 +281,7 @@ class SqliteReader:
         try:
             return list(await self._connection().execute_fetchall(sql, parameters))
         except sqlite3.Error as error:
-            raise StoreError(f"the database can't be read: {error}") from error
+            raise StoreError(f"{self._path}: the database can't be read: {error}") from error
 
     def _connection(self) -> aiosqlite.Connection:
         if not self._connections:

@@ -132,8 +132,11 @@ def snapshot_when_due(
     return destination
 
 
-def _publish(partial: Path, destination: Path) -> None:
-    """Give a complete file its name; raises FileExistsError where there is one."""
+def _publish(partial: Path, destination: Path, *, move: bool = True) -> None:
+    """Give a complete file a name; raises FileExistsError where there is one.
+
+    Without `move` it keeps its old one too, at the price of a copy where there are no links.
+    """
     try:
         destination.hardlink_to(partial)
     except FileExistsError:
@@ -141,7 +144,10 @@ def _publish(partial: Path, destination: Path) -> None:
     except OSError:  # a file system without hard links
         if destination.exists():
             raise FileExistsError(destination) from None
-        partial.rename(destination)
+        if move:
+            partial.rename(destination)
+        else:
+            shutil.copy2(partial, destination)
     _sync_directory(destination.parent)
 
 
@@ -185,10 +191,13 @@ def restore(
                 # What is in the WAL goes into the database, so that no crash here parts them.
                 old.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             # A WAL that could not be written back belongs to its database and goes with it.
-            for suffix in ("-wal", "-shm", ""):
+            for suffix in ("-wal", "-shm"):
                 part = database.with_name(database.name + suffix)
                 if part.exists():
                     part.rename(kept.with_name(kept.name + suffix))
+            _publish(database, kept, move=False)
+        # In one step: there is always a database under this name. The mark was of the old one.
+        mark_path(database).unlink(missing_ok=True)
         incoming.rename(database)
         _sync_directory(database.parent)
     except (OSError, sqlite3.Error) as error:

@@ -90,7 +90,7 @@ class SqliteStore:
         self._started = clocks.monotonic()
         self._seen_before = 0
         self._epoch = b""
-        self._totals = Totals(0, 0, 0, 0)
+        self._totals = Totals(0, 0, 0, 0, 0)
         self._leases: dict[NodeId, SqliteLease] = {}
         # Leases with something to write, first come, first served.
         self._waiting: dict[SqliteLease, None] = {}
@@ -124,12 +124,13 @@ class SqliteStore:
         another key, network or a newer program.
         """
         try:
+            statements.check_header(path)
             # Tried here first: aiosqlite's thread would outlive a failure.
             sqlite3.connect(path).close()
             writer = await aiosqlite.connect(
                 path, isolation_level="IMMEDIATE", cached_statements=statements.CACHED
             )
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OSError) as error:
             raise StoreError(f"{path}: {error}") from error
         try:
             await statements.prepare(path, writer, node_id, network, int(clocks.wall()))
@@ -142,7 +143,11 @@ class SqliteStore:
             await writer.close()
             raise
         store = cls(path, writer, reader, quotas or Quotas(), clocks)
-        await store._start()
+        try:
+            await store._start()
+        except BaseException:
+            await store.close()
+            raise
         return store
 
     @property
@@ -243,7 +248,12 @@ class SqliteStore:
             yield version
 
     async def counts(self) -> Counts:
-        return Counts(self._totals.peers, self._totals.backups, self._totals.bytes)
+        return Counts(
+            self._totals.peers,
+            self._totals.backups,
+            self._totals.bytes,
+            self._totals.versions,
+        )
 
     async def settle(self) -> None:
         for lease in list(self._leases.values()):
@@ -269,21 +279,39 @@ class SqliteStore:
         meta = await self.reader.meta()
         self._seen_before = meta.seen
         self._epoch = meta.epoch
-        self._totals = Totals(
-            meta.last_revision, meta.counts.peers, meta.counts.backups, meta.counts.bytes
-        )
+        self._totals = self._counted(meta.counts, meta.last_revision)
         mark = read_mark(mark_path(self.path))
-        behind = mark.revision if mark is not None and mark.epoch == meta.epoch else 0
         self._task = asyncio.create_task(self._write(), name="store writer")
-        if behind > meta.last_revision:
+        if mark is None:
+            return
+        text = ""
+        if mark.epoch != meta.epoch:
             text = (
-                f"the database is at revision {meta.last_revision}, but was at {behind} before:"
-                " commits are missing; was an old copy put back, or a file damaged?"
+                "the commit mark beside the database is that of another one: was the database"
+                " replaced, or lost and made anew? Use `peerstore restore` to put one back"
             )
-            _log.error("behind_commit_mark", revision=meta.last_revision, mark=behind)
+        elif mark.revision > meta.last_revision:
+            text = (
+                f"the database is at revision {meta.last_revision}, but was at {mark.revision}"
+                " before: commits are missing; was an old copy put back, or a file damaged?"
+            )
+        if text:
+            _log.error("behind_commit_mark", revision=meta.last_revision, mark=mark.revision)
             # No number is used twice, also not for what is lost.
-            self._totals.last_revision = behind
-            await self.run(operations.raise_alarm("behind", text, None, behind))
+            self._totals.last_revision = max(self._totals.last_revision, mark.revision)
+            # Not waited for: peers are served also where it can't be written now. The mark stays
+            # ahead until it is.
+            self._submit_operation(operations.raise_alarm("behind", text, None, mark.revision))
+
+    @staticmethod
+    def _counted(counts: Counts, last_revision: int) -> Totals:
+        return Totals(
+            last_revision=last_revision,
+            peers=counts.peers,
+            backups=counts.backups,
+            versions=counts.versions,
+            bytes=counts.bytes,
+        )
 
     # The writer task
 
@@ -297,12 +325,12 @@ class SqliteStore:
                 await self._flush()
             self._work.clear()
             while self._waiting or self._operations:
+                if self._clocks.monotonic() - self._flushed >= FLUSH_SECONDS:
+                    await self._flush()
                 if self._operations:
                     await self._operate(*self._operations.popleft())
                 if self._waiting:
                     await self._write_batch(self._take_batch())
-                if self._clocks.monotonic() - self._flushed >= FLUSH_SECONDS:
-                    await self._flush()
         await self._flush()
 
     async def _write_batch(self, batch: _Batch) -> None:
@@ -418,9 +446,7 @@ class SqliteStore:
             touched = await operation(Transaction(self._writer, now, seen))
             await self._writer.commit()
             counts = (await self.reader.meta()).counts
-            self._totals = replace(
-                self._totals, peers=counts.peers, backups=counts.backups, bytes=counts.bytes
-            )
+            self._totals = self._counted(counts, self._totals.last_revision)
             self._operations_done += 1
             for node_id in touched & self._leases.keys():
                 # The older ones may have updates that are still to be written.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import os
 from pathlib import Path
 
 import aiosqlite
@@ -88,8 +89,16 @@ async def write(plan: Plan, tx: Transaction, totals: Totals) -> None:
         )
         await operations.add_alarm(tx, "shrink", text, loss.slot, loss.given.revision)
     await writer.execute(
-        "UPDATE meta SET last_revision = ?, seen = ?, peers = ?, backups = ?, bytes = ?",
-        (totals.last_revision, tx.seen, totals.peers, totals.backups, totals.bytes),
+        "UPDATE meta SET last_revision = ?, seen = ?, peers = ?, backups = ?, versions = ?,"
+        " bytes = ?",
+        (
+            totals.last_revision,
+            tx.seen,
+            totals.peers,
+            totals.backups,
+            totals.versions,
+            totals.bytes,
+        ),
     )
     await writer.commit()
 
@@ -148,6 +157,28 @@ def _kept_sql(slots: int) -> str:
         LEFT JOIN hold AS h USING (node_id, kind, channel_id)
         WHERE b.replaced IS NOT NULL ORDER BY b.id
     """
+
+
+def check_header(path: Path) -> None:
+    """Raise SchemaError for damage of the file's header that SQLite itself would go along with.
+
+    Before SQLite opens the file: closing it later would drop SQLite's locks on it.
+    """
+    try:
+        with path.open("rb") as file:
+            header = file.read(100)
+            size = file.seek(0, os.SEEK_END)
+    except FileNotFoundError:
+        return
+    if len(header) < 100 or not header.startswith(b"SQLite format 3\0"):
+        return
+    wal = path.with_name(f"{path.name}-wal")
+    settled = not wal.exists() or wal.stat().st_size == 0
+    page_size = int.from_bytes(header[16:18], "big")
+    pages = int.from_bytes(header[28:32], "big")
+    current = header[24:28] == header[92:96]
+    if header[20] or (settled and current and page_size > 1 and pages * page_size != size):
+        raise SchemaError(f"{path}: its header is damaged: keep the file, and restore a snapshot")
 
 
 async def prepare(

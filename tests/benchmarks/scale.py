@@ -36,8 +36,8 @@ def fill(database: Path, peers: int, keys: tuple[str, ...]) -> None:
             (now, now),
         )
         connection.execute(
-            "UPDATE meta SET last_revision = ?, peers = ?, backups = ?, bytes = ?",
-            (peers, peers, peers, peers * BLOB),
+            "UPDATE meta SET last_revision = ?, peers = ?, backups = ?, versions = ?, bytes = ?",
+            (peers, peers, peers, peers, peers * BLOB),
         )
         connection.commit()
 
