@@ -99,3 +99,11 @@ def connected() -> tuple[Connection, Connection]:
     initiator, responder = connect()
     pump(initiator, responder)
     return initiator, responder
+
+
+def feature_bits(features: int) -> Iterator[int]:
+    """The bits that are set, rising."""
+    while features:
+        lowest = features & -features
+        yield lowest.bit_length() - 1
+        features ^= lowest

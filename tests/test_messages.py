@@ -36,7 +36,7 @@ from peerstore.wire.messages import (
     decode_message,
     message_type,
 )
-from tests.helpers import quick
+from tests.helpers import feature_bits, quick
 
 CHAIN = bytes(range(32))
 CHANNEL = bytes(range(100, 132))
@@ -322,7 +322,7 @@ def test_init_with_an_unknown_even_tlv_is_an_error(number: int) -> None:
 def test_init_feature_fields_are_combined() -> None:
     # 1 and 13 in globalfeatures; 13, 43 and leading zeros in features.
     init = Init.decode(wire("0010", "0002", "2002", "0008", "0000080000002000"))
-    assert list(features.bits(init.features)) == [1, 13, 43]
+    assert list(feature_bits(init.features)) == [1, 13, 43]
     # Ours are written into features alone.
     assert init.encode() == wire("0010", "0000", "0006", "080000002002")
 

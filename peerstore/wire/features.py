@@ -5,8 +5,6 @@ A feature vector is an int here: bit n of the int is bit n of BOLT 9.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from peerstore.errors import FeatureError
 
 NAMES = {
@@ -69,14 +67,6 @@ def decode_features(data: bytes) -> int:
 def encode_features(features: int) -> bytes:
     """The feature field of minimal length."""
     return features.to_bytes((features.bit_length() + 7) // 8, "big")
-
-
-def bits(features: int) -> Iterator[int]:
-    """The bits that are set, rising."""
-    while features:
-        lowest = features & -features
-        yield lowest.bit_length() - 1
-        features ^= lowest
 
 
 def offers(features: int, pair: int) -> bool:
