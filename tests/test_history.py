@@ -274,6 +274,7 @@ def test_as_many_as_have_a_place_stay_for_30_days(
 ) -> None:
     # Two places are for them; before them comes what may yet turn out to stand before a burst.
     places = min(history - 1, 2)
+    crowded: set[int] = set()
     slot = Slot(history)
     for step in steps:
         if isinstance(step, int):
@@ -284,8 +285,10 @@ def test_as_many_as_have_a_place_stay_for_30_days(
                 # Within an hour of the first.
                 slot.replace(after=min(after, start + HOUR - 1 - slot.now))
         guarded = before_bursts(slot)
-        if len(guarded) <= places:
-            assert guarded <= set(slot.rows)
+        if len(guarded) > places:
+            # Some of these may have had to go.
+            crowded |= guarded
+        assert guarded - crowded <= set(slot.rows)
 
 
 @pytest.mark.parametrize("after", [2 * HOUR, 12 * HOUR, DAY, 3 * DAY])
