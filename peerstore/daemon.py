@@ -8,6 +8,7 @@ import errno
 import math
 import resource
 import signal
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
@@ -223,19 +224,46 @@ async def _snapshots(config: Config, data_dir: Path) -> None:
     directory = config.snapshots.dir.path(data_dir)
     while True:
         try:
-            made = await asyncio.to_thread(
-                snapshot_when_due,
-                database,
-                directory,
-                every=config.snapshots.every,
-                keep=config.snapshots.keep,
-                now=time.time(),
+            made = await _in_daemon_thread(
+                lambda: snapshot_when_due(
+                    database,
+                    directory,
+                    every=config.snapshots.every,
+                    keep=config.snapshots.keep,
+                    now=time.time(),
+                )
             )
             if made is not None:
                 _log.info("snapshot_made", path=str(made))
         except (OSError, StoreError) as error:
             _log.error("snapshot_failed", error=str(error))
         await asyncio.sleep(min(config.snapshots.every, SNAPSHOT_CHECK_SECONDS))
+
+
+async def _in_daemon_thread(work: Callable[[], Path | None]) -> Path | None:
+    """Run something long in a thread that the end of the process does not wait for."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[Path | None] = loop.create_future()
+
+    def tell(result: Path | None, error: Exception | None) -> None:
+        if done.done():
+            return
+        if error is not None:
+            done.set_exception(error)
+        else:
+            done.set_result(result)
+
+    def run() -> None:
+        result, error = None, None
+        try:
+            result = work()
+        except Exception as caught:  # told to who waits
+            error = caught
+        with contextlib.suppress(RuntimeError):  # the loop is gone by now
+            loop.call_soon_threadsafe(tell, result, error)
+
+    threading.Thread(target=run, name="snapshot", daemon=True).start()
+    return await done
 
 
 def quotas(config: Config) -> Quotas:

@@ -1704,3 +1704,115 @@ def test_the_defaults_are_those_of_the_design() -> None:
     assert (quotas.max_peers, quotas.max_channels_per_peer) == (100_000, 100)
     assert quotas.min_free_space == 256 << 20
     assert sqlite3.sqlite_version_info >= (3, 35)  # RETURNING
+
+
+# A connection and an operator at once, and what else the mark has to stand
+
+
+@pytest.mark.parametrize("action", ["pin", "hold"])
+async def test_what_an_operator_pins_or_holds_is_not_overwritten_by_its_own_connection(
+    store: SqliteStore, action: str
+) -> None:
+    lease, _ = await connect(store)
+    lease.put(1, ALICES, b"to be kept")
+    await store.settle()
+    seconds = {"seconds": None} if action == "hold" else {}
+    await methods(store)[f"backups.{action}"](*arguments(ALICES), revision=1, **seconds)
+    for sequence, blob in enumerate((b"and", b"on", b"it", b"goes"), 2):
+        lease.put(sequence, ALICES, blob)
+        await store.settle()
+    versions = await stored_versions(store, ALICES)
+    assert [(v.revision.size, v.current) for v in versions] == [(10, False), (4, True)]
+    assert (bool(versions[0].pinned), versions[0].held) == (action == "pin", action == "hold")
+    lease.close()
+    assert await push(store) == (b"to be kept" if action == "hold" else b"goes")
+    await assert_counts_are_right(store)
+
+
+async def test_a_first_update_that_was_refused_bears_its_mark_when_it_is_taken(
+    store: SqliteStore,
+) -> None:
+    await push(store, GOOD)
+    lease, back = await connect(store)
+    assert back == GOOD
+    roomy, store.quotas = store.quotas, replace(store.quotas, min_free_space=1 << 60)
+    lease.put(1, ALICES, empty(1))
+    await store.settle()
+    assert await alarms(store) == []
+    store.quotas = roomy
+    lease.put(2, ALICES, empty(2))
+    await store.settle()
+    lease.close()
+    assert [alarm.kind for alarm in await alarms(store)] == ["shrink"]
+    assert await push(store) == GOOD
+
+
+@pytest.mark.parametrize(
+    ("blobs", "marked"), [((empty(1), GOOD * 2), True), ((GOOD, empty(1)), False)]
+)
+@pytest.mark.parametrize("at_once", [True, False])
+async def test_the_mark_is_that_of_the_first_update_however_many_are_written_at_once(
+    backend: SqliteBackend, store: SqliteStore, blobs: Sequence[bytes], marked: bool, at_once: bool
+) -> None:
+    await push(store, GOOD)
+    lease, _ = await connect(store)
+    async with backend.hold_writes() if at_once else contextlib.nullcontext():
+        for sequence, blob in enumerate(blobs, 1):
+            lease.put(sequence, ALICES, blob)
+            if at_once:
+                await turns(store)
+            else:
+                await store.settle()
+    await store.settle()
+    lease.close()
+    assert bool(await alarms(store)) is marked
+    assert bool(await held(store)) is marked
+
+
+@pytest.mark.parametrize("action", ["ack", "release"])
+async def test_what_an_operator_ends_is_not_begun_anew_by_who_is_connected(
+    store: SqliteStore, action: str
+) -> None:
+    await push(store, GOOD)
+    await push(store, empty(1))
+    lease, back = await connect(store)
+    assert back == GOOD
+    if action == "ack":
+        await methods(store)["alarms.ack"](1)
+    else:
+        await methods(store)["backups.release"](*arguments(ALICES))
+    lease.put(1, ALICES, empty(2))
+    await store.settle()
+    lease.close()
+    assert await held(store) is None
+    assert await push(store) == empty(2)
+
+
+async def test_a_hold_that_ran_out_under_a_connection_hides_no_loss(
+    backend: SqliteBackend, store: SqliteStore
+) -> None:
+    newest = b"\x0c" * 900
+    await push(store, GOOD)
+    await push(store, newest)
+    await methods(store)["backups.hold"](*arguments(ALICES), revision=1, seconds=HOUR)
+    lease, back = await connect(store)
+    assert back == GOOD
+    backend.clock.advance(2 * HOUR)
+    lease.put(1, ALICES, empty(1))
+    await store.settle()
+    lease.close()
+    # Of what is good the newest is kept and given back.
+    assert await push(store) == newest
+    assert await pinned(store) == [(900, "data loss")]
+
+
+async def test_behind_a_damaged_held_version_comes_an_older_one(
+    backend: SqliteBackend, store: SqliteStore
+) -> None:
+    await push(store, b"\x0d" * 300)
+    backend.clock.advance(HOUR)
+    await push(store, GOOD)
+    await push(store, empty(1))
+    await all_operations(store)
+    damage(backend.path, 2)
+    assert await push(store) == b"\x0d" * 300

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import time
@@ -149,7 +150,7 @@ def hold(
     seconds = None
     if span is not None:
         try:
-            seconds = int(Duration(span))
+            seconds = math.ceil(Duration(span))
         except ValueError as error:
             raise ConfigError(f"--for {span}: {error}") from None
     slot = find_slot(app, node_id, kind, channel_id)

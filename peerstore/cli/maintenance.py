@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 
 from peerstore.cli.common import App, json_option, pass_app
-from peerstore.errors import StoreError
+from peerstore.errors import KeyFileError, StoreError
 
 
 @click.command()
@@ -51,9 +51,7 @@ def verify(app: App) -> None:
         lambda: "\n".join(lines),
     )
     if not report.sound:
-        raise StoreError(
-            f"{app.database} is damaged: restore a snapshot, or delete what is damaged"
-        )
+        raise StoreError(f"{app.database} is damaged: restore a snapshot")
 
 
 @click.command()
@@ -67,10 +65,12 @@ def snapshot(app: App, destination: Path, with_key: bool) -> None:
     from peerstore.store.snapshot import copy_key
     from peerstore.store.snapshot import snapshot as copy
 
+    key_file = destination.with_name(f"{destination.name}.key")
+    if with_key and key_file.exists():
+        raise StoreError(f"{key_file} exists already: choose another name")
     copy(app.database, destination)
     document = {"file": str(destination), "size": destination.stat().st_size}
     if with_key:
-        key_file = destination.with_name(f"{destination.name}.key")
         copy_key(key_path(app.data_dir, app.loaded.config.node_key_file, os.environ), key_file)
         document["key_file"] = str(key_file)
     app.emit(document, lambda: f"The snapshot is {destination}.")
@@ -85,12 +85,21 @@ def restore(app: App, source: Path) -> None:
 
     SRC is verified first. What it replaces is kept beside it.
     """
-    from peerstore.daemon import lock_paths, open_data_directory
-    from peerstore.datadir import locked
+    from peerstore.daemon import lock_paths
+    from peerstore.datadir import key_path, load_key, locked, make_data_directory
     from peerstore.store.snapshot import restore as put_back
 
     config = app.loaded.config
-    key, _ = open_data_directory(app.data_dir, config, os.environ)
+    make_data_directory(app.data_dir)
+    path = key_path(app.data_dir, config.node_key_file, os.environ)
+    try:
+        key = load_key(path, private=path == config.node_key_file.path(app.data_dir))
+    except FileNotFoundError:
+        beside = source.with_name(f"{source.name}.key")
+        there = f", as {beside} may be" if beside.exists() else ""
+        raise KeyFileError(
+            f"the key file {path} is missing: put the snapshot's key there first{there}"
+        ) from None
     with locked(*lock_paths(app.data_dir, config)), _progress("Checking") as progress:
         kept = put_back(
             source,

@@ -46,14 +46,14 @@ class Current:
 class Holdings:
     """What a peer has in the store: current versions, what it gets back, how much it is.
 
-    `given` is the current version, or the held one (slot in `held`), as it was when the lease
-    was opened; `rows` are all its versions. `first_seen` is in seconds that the daemon has seen
-    pass, None for a peer that is not known yet.
+    `given` is the current version, or the held one, as it was when the lease was opened; `held`
+    says until when a slot is held. `rows` are all its versions. `first_seen` is None for a peer
+    that is not known yet. Times are seconds that the daemon has seen pass.
     """
 
     current: dict[Slot, Current] = field(default_factory=dict)
     given: dict[Slot, tuple[int, Revision]] = field(default_factory=dict)
-    held: set[Slot] = field(default_factory=set)
+    held: dict[Slot, int | None] = field(default_factory=dict)
     rows: set[int] = field(default_factory=set)
     size: int = 0
     first_seen: int | None = None
@@ -82,6 +82,7 @@ class SqliteLease:
         "_settled",
         "_store",
         "fenced",
+        "firsts",
         "holdings",
         "node_id",
         "received",
@@ -102,7 +103,9 @@ class SqliteLease:
         self.holdings = Holdings()
         self.waiting: dict[Slot, Update] = {}
         self.sent: set[Slot] = set()
-        """Slots of which this connection has sent an update that was decided."""
+        """Slots of which an update of this connection was taken."""
+        self.firsts: dict[Slot, int] = {}
+        """Bytes of the first update that this connection sent of a slot."""
         self.received = 0
         self.resolved = 0
         self._store = store
@@ -122,6 +125,7 @@ class SqliteLease:
             raise StoreClosedError("a newer connection of this peer has taken over")
         # Hashed here, one at a time: a whole batch at once would hold the loop up.
         self._store.submit(self, slot, Update(blob, hashlib.sha256(blob).digest()))
+        self.firsts.setdefault(slot, len(blob))
         self.received = sequence
 
     def close(self) -> None:

@@ -89,16 +89,30 @@ COPIES = 2
 
 async def _keep_copy(path: Path, database: aiosqlite.Connection, version: int, now: int) -> None:
     copy = path.with_name(f"{path.name}.schema{version}-{now}")
-    target = sqlite3.connect(copy, check_same_thread=False)
+    partial = copy.with_name(f".{path.name}.upgrade.partial")
     try:
-        await database.backup(target)
+        partial.unlink(missing_ok=True)
+        target = sqlite3.connect(partial, check_same_thread=False)
+        try:
+            await database.backup(target)
+        finally:
+            target.close()
+        _sync(partial)
+        partial.rename(copy)
+        _sync(path.parent)
     finally:
-        target.close()
-    with copy.open("rb") as file:
-        os.fsync(file.fileno())
+        partial.unlink(missing_ok=True)
     copies = sorted(path.parent.glob(f"{path.name}.schema*-*"), key=lambda p: p.stat().st_mtime)
     for old in copies[:-COPIES]:
         old.unlink()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 async def _number(database: aiosqlite.Connection, sql: str) -> int:

@@ -148,9 +148,10 @@ async def add_alarm(
     """Raise an alarm within a transaction, or count it again when the same one stands."""
     key = (None, None, None) if slot is None else _key(slot)
     counted = await tx.all(
-        "UPDATE alarm SET count = count + 1, last_at = ?, text = ? WHERE acknowledged_at IS NULL"
+        "UPDATE alarm SET count = count + 1, last_at = ?, text = ?, revision = ?"
+        " WHERE acknowledged_at IS NULL"
         " AND kind = ? AND node_id IS ? AND backup_kind IS ? AND channel_id IS ? RETURNING id",
-        tx.now, text, kind, *key,
+        tx.now, text, revision, kind, *key,
     )  # fmt: skip
     if not counted:
         await tx.all(

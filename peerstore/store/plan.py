@@ -48,14 +48,15 @@ class Totals:
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """The mark of data loss: what the peer was given back, and the bytes that it sent then."""
+    """The mark of data loss: the good version, and the bytes that came after it was given back."""
 
     slot: Slot
     row_id: int
-    given: Revision
+    good: Revision
     size: int
     pin: bool
     hold_until: int | None
+    given_size: int
 
 
 @dataclass(slots=True)
@@ -76,6 +77,11 @@ class Plan:
     def empty(self) -> bool:
         """Whether nothing has to be written."""
         return not (self.rows or self.seen_again)
+
+
+def _shrunk(good: Revision, size: int) -> bool:
+    """Whether an update of so many bytes bears the mark of data loss beside a version."""
+    return good.size >= SHRINK_FROM and 2 * size < good.size
 
 
 class Refused(Exception):  # noqa: N818 - control flow within this module
@@ -123,7 +129,9 @@ class Planner:
                 raise Refused("the disk is nearly full")
             if current is None:
                 self._first(lease, slot, update)
-            elif current.opened_here or current.revision.sha256 == update.sha256:
+            elif current.revision.sha256 == update.sha256 or (
+                current.opened_here and not (current.pins or current.held)
+            ):
                 # The same bytes again heal a damaged row where it is.
                 self._overwrite(lease, slot, update, current)
             else:
@@ -216,24 +224,30 @@ class Planner:
     ) -> Loss | None:
         """The mark of data loss (DESIGN: Pins and holds)."""
         given = lease.holdings.given.get(slot)
-        if given is None or slot in lease.sent:
+        size = lease.firsts.get(slot, len(update.blob))
+        if given is None or slot in lease.sent or not _shrunk(given[1], size):
             return None
-        row_id, revision = given
-        if revision.size < SHRINK_FROM or 2 * len(update.blob) >= revision.size:
-            return None
+        # What is current may be newer than what was given back, and good as well.
+        row_id, good = given
+        if _shrunk(current.revision, size):
+            row_id, good = current.row_id, current.revision
         pins = [row.kept.row_id for row in self._kept.get(slot, ()) if row.pins & PIN_AUTOMATIC]
         if current.pins & PIN_AUTOMATIC:
             pins.append(current.row_id)
         # A hold that is there runs its time: each reconnect of a peer whose channels are
         # honestly gone would start it anew, and the newest would never be given back.
-        hold = 0 if slot in lease.holdings.held else self._quotas.hold_on_shrink
+        held = slot in lease.holdings.held and (
+            (until := lease.holdings.held[slot]) is None or until > self._seen
+        )
+        hold = 0 if held else self._quotas.hold_on_shrink
         return Loss(
             slot,
             row_id,
-            revision,
-            len(update.blob),
+            good,
+            size,
             pin=row_id not in pins and len(pins) < MAX_AUTOMATIC_PINS,
             hold_until=self._seen + hold if hold else None,
+            given_size=given[1].size,
         )
 
     def _fits(self, lease: SqliteLease, added: int) -> bool:

@@ -25,7 +25,8 @@ _REVISION = "b.node_id, b.kind, b.channel_id, b.revision, b.size, b.sha256, b.st
 
 _HOLDINGS = f"""
     SELECT {_REVISION}, b.id, b.last_seen_at, b.opened, b.pins, b.replaced IS NULL,
-           h.backup_id IS b.id AND (h.until IS NULL OR h.until > :seen), p.first_seen, p.established
+           h.backup_id IS b.id AND (h.until IS NULL OR h.until > :seen), h.until, p.first_seen,
+           p.established
     FROM (SELECT :node_id AS node_id) AS n
     LEFT JOIN peer AS p ON p.node_id = n.node_id
     LEFT JOIN backup AS b ON b.node_id = n.node_id AND b.kind IN (1, 2, 3)
@@ -140,9 +141,8 @@ class SqliteReader:
         """What a peer has here; `seen` decides which holds have run out."""
         holdings = Holdings()
         for row in await self._all(_HOLDINGS, {"node_id": node_id, "seen": seen}):
-            row_id, last_seen_at, opened, pins, current, held, first_seen, established = row[7:]
-            holdings.first_seen = first_seen
-            holdings.established = bool(established)
+            row_id, last_seen_at, opened, pins, current, held, until, *peer = row[7:]
+            holdings.first_seen, holdings.established = peer[0], bool(peer[1])
             if row_id is None:
                 continue
             revision = _revision(row)
@@ -150,7 +150,7 @@ class SqliteReader:
             holdings.rows.add(row_id)
             holdings.size += revision.size
             if held:
-                holdings.held.add(slot)
+                holdings.held[slot] = until
                 holdings.given[slot] = (row_id, revision)
             if current:
                 holdings.current[slot] = Current(

@@ -116,6 +116,9 @@ def snapshot_when_due(
     back makes one more, never one less. Raises StoreError, OSError.
     """
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # Left behind by a process that was killed meanwhile.
+    for partial in directory.glob(f".{database.stem}-*.partial"):
+        partial.unlink(missing_ok=True)
     # By the whole pattern: an operator may keep other files here.
     ours = re.compile(re.escape(database.stem) + r"-\d{8}T\d{6}Z\.db")
     made = sorted(

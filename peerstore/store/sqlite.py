@@ -220,7 +220,10 @@ class SqliteStore:
             async for version in self.reader.versions(slot.node_id)
             if version.revision.slot == slot and version.row_id != row_id
         ]
-        for version in reversed(others):
+        # What is older than a held version was good as well; what is newer may be what it is held
+        # against.
+        others.sort(key=lambda version: (version.row_id < row_id, version.row_id), reverse=True)
+        for version in others:
             try:
                 backup = await self._read(lease, version.row_id, version.revision)
             except DamagedBackupError:
@@ -425,14 +428,15 @@ class SqliteStore:
             for loss in plan.losses:
                 owner = self._leases.get(loss.slot.node_id)
                 if loss.hold_until is not None and owner is not None:
-                    owner.holdings.held.add(loss.slot)
+                    owner.holdings.held[loss.slot] = loss.hold_until
             self._mark()
         for lease, _, updates in batch.leases:
-            lease.sent |= updates.keys()
+            if lease not in plan.refused:
+                lease.sent |= updates.keys()
         for loss in plan.losses:
             _log.warning(
                 "backup_shrank", node_id=loss.slot.node_id.hex(), kind=loss.slot.kind.label,
-                given=loss.given.size, size=loss.size, revision=loss.given.revision,
+                given=loss.given_size, size=loss.size, revision=loss.good.revision,
             )  # fmt: skip
         return plan.refused
 
@@ -475,7 +479,9 @@ class SqliteStore:
         # What this connection was given back does not change by what comes after, unless it is
         # gone.
         for slot, (row_id, revision) in before.given.items():
-            if row_id in lease.holdings.rows:
+            # A hold that the operator has just ended is one that no mark of loss may renew.
+            released = slot in before.held and slot not in lease.holdings.held
+            if row_id in lease.holdings.rows and not released:
                 lease.holdings.given[slot] = (row_id, revision)
 
     async def _kept(self, batch: _Batch, seen: int) -> dict[Slot, list[KeptRow]]:

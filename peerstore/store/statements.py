@@ -83,11 +83,11 @@ async def write(plan: Plan, tx: Transaction, totals: Totals) -> None:
                 tx, loss.slot, loss.row_id, operator=False, until=loss.hold_until
             )
         text = (
-            f"{loss.slot.node_id.hex()} was given back {loss.given.size} bytes"
-            f" ({loss.slot.kind.label}, revision {loss.given.revision}) and then sent"
-            f" {loss.size}: it may have lost its data"
+            f"{loss.slot.node_id.hex()} was given back {loss.given_size} bytes"
+            f" ({loss.slot.kind.label}) and then sent {loss.size}: it may have lost its data;"
+            f" revision {loss.good.revision} was good"
         )
-        await operations.add_alarm(tx, "shrink", text, loss.slot, loss.given.revision)
+        await operations.add_alarm(tx, "shrink", text, loss.slot, loss.good.revision)
     await writer.execute(
         "UPDATE meta SET last_revision = ?, seen = ?, peers = ?, backups = ?, versions = ?,"
         " bytes = ?",
