@@ -7,8 +7,15 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.daemon import Daemon
+
+# CI tries the same examples each time: whether a change lands is not left to chance. Elsewhere,
+# and with --long, new ones are looked for.
+settings.register_profile("ci", derandomize=True)
+if os.environ.get("CI"):
+    settings.load_profile("ci")
 
 # Its asserts are to say as much as those of a test module.
 pytest.register_assert_rewrite("tests.store_contract")

@@ -213,7 +213,8 @@ class StoreMachine(RuleBasedStateMachine):
         if current is not None and current.blob == blob:
             return False
         self.newest += 1
-        if current is not None and connection.opened.get(slot) is current:
+        pinned = current is not None and (current.operator or current.automatic)
+        if current is not None and connection.opened.get(slot) is current and not pinned:
             current.blob, current.revision = blob, self.newest
             return False
         opened = connection.opened[slot] = Kept(blob, self.newest, self.seen)
@@ -223,17 +224,20 @@ class StoreMachine(RuleBasedStateMachine):
         current.replaced = self.seen
         given = connection.given.get(slot)
         if first and given is not None and len(given.blob) >= 200:
-            self.expect_a_loss(model, given, blob)
+            self.expect_a_loss(model, given, current, blob)
         return True
 
-    def expect_a_loss(self, model: Model, given: Kept, blob: bytes) -> None:
+    def expect_a_loss(self, model: Model, given: Kept, current: Kept, blob: bytes) -> None:
         if 2 * len(blob) >= len(given.blob):
             return
+        # Of what is good the newest.
+        newer = len(current.blob) >= 200 and 2 * len(blob) < len(current.blob)
+        good = current if newer else given
         model.losses += 1
         if sum(version.automatic for version in model.versions) < 2:
-            given.automatic = True
+            good.automatic = True
         if model.active_hold(self.seen) is None:
-            model.hold = Hold(given, operator=False, until=self.seen + HOLD)
+            model.hold = Hold(good, operator=False, until=self.seen + HOLD)
 
     def see_what_was_thinned(self, slot: Slot) -> None:
         """Take out of the model what the rule was free to take."""

@@ -58,6 +58,11 @@ async def write(plan: Plan, tx: Transaction, totals: Totals) -> None:
         await writer.executemany(
             "DELETE FROM backup WHERE id = ?", [(row_id,) for row_id in plan.drops]
         )
+        # A hold that has run out no longer keeps its version, and goes with it.
+        await writer.executemany(
+            "DELETE FROM hold WHERE backup_id = ? AND until <= ?",
+            [(row_id, tx.seen) for row_id in plan.drops],
+        )
     for start in range(0, len(plan.rows), ROWS):
         part = plan.rows[start : start + ROWS]
         await writer.execute(_write_sql(len(part)), tuple(itertools.chain.from_iterable(part)))
