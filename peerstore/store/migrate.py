@@ -97,9 +97,9 @@ async def _keep_copy(path: Path, database: aiosqlite.Connection, version: int, n
             await database.backup(target)
         finally:
             target.close()
-        _sync(partial)
+        sync(partial)
         partial.rename(copy)
-        _sync(path.parent)
+        sync(path.parent)
     finally:
         partial.unlink(missing_ok=True)
     copies = sorted(path.parent.glob(f"{path.name}.schema*-*"), key=lambda p: p.stat().st_mtime)
@@ -107,7 +107,8 @@ async def _keep_copy(path: Path, database: aiosqlite.Connection, version: int, n
         old.unlink()
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Make a file, or the names in a directory, durable; raises OSError."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

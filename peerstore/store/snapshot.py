@@ -20,7 +20,7 @@ from pathlib import Path
 from peerstore.errors import SchemaError, StoreError
 from peerstore.store.base import Revision
 from peerstore.store.mark import mark_path, read_mark
-from peerstore.store.migrate import APPLICATION_ID, migrations
+from peerstore.store.migrate import APPLICATION_ID, migrations, sync
 from peerstore.store.reader import matches
 from peerstore.store.statements import check_owner
 from peerstore.types import BackupKind, Network, NodeId, Slot
@@ -96,8 +96,7 @@ def snapshot(database: Path, destination: Path) -> None:
             # page begins anew at every commit.
             source.backup(target, pages=-1)
             target.execute("PRAGMA journal_mode = DELETE")
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
+        sync(partial)
         _publish(partial, destination)
     except FileExistsError:
         raise StoreError(f"{destination} exists already: choose another name") from None
@@ -151,7 +150,7 @@ def _publish(partial: Path, destination: Path, *, move: bool = True) -> None:
             partial.rename(destination)
         else:
             shutil.copy2(partial, destination)
-    _sync_directory(destination.parent)
+    sync(destination.parent)
 
 
 def restore(
@@ -202,7 +201,7 @@ def restore(
         # In one step: there is always a database under this name. The mark was of the old one.
         mark_path(database).unlink(missing_ok=True)
         incoming.rename(database)
-        _sync_directory(database.parent)
+        sync(database.parent)
     except (OSError, sqlite3.Error) as error:
         raise StoreError(f"{database}: the snapshot can't be put back: {error}") from error
     except SchemaError as error:
@@ -257,11 +256,3 @@ def _check_kind(database: Path, connection: sqlite3.Connection) -> None:
         raise SchemaError(f"{database} is not a database of peerstore")
     if version > len(migrations()):
         raise SchemaError(f"{database}: a newer peerstore made it; use that one")
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
