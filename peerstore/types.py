@@ -65,6 +65,38 @@ class Slot:
     kind: BackupKind
     channel_id: bytes = b""
 
+    @property
+    def label(self) -> str:
+        """The kind, with the channel where there is one: for people."""
+        return f"{self.kind.label}{' ' if self.channel_id else ''}{self.channel_id.hex()}"
+
+
+NO_SECRET = bytes(32)
+"""What stands for a per-commitment secret where none is known (BOLT 2, channel_reestablish)."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelState:
+    """What the messages of a channel have said so far (bolts pull request 881).
+
+    `commitments` counts the commitment_signed received, a batch once; `revocations` the
+    revoke_and_ack, of which `last_secret` (32 bytes) is the newest per-commitment secret. `whole`
+    says that they were seen from funding_signed on: otherwise the counts may be too low. `shutdown`
+    and `closing` say that a shutdown and a message about the closing transaction came.
+    """
+
+    commitments: int = 0
+    revocations: int = 0
+    last_secret: bytes = NO_SECRET
+    whole: bool = False
+    shutdown: bool = False
+    closing: bool = False
+
+    @property
+    def closed(self) -> bool:
+        """Whether the channel was closed as far as its messages tell."""
+        return self.shutdown and self.closing
+
 
 @dataclass(frozen=True, slots=True)
 class NodeAddress:

@@ -15,10 +15,12 @@ from peerstore.wire.codec import encode_bigsize, encode_tlv_stream
 from peerstore.wire.messages import (
     ALL_CHANNELS,
     CHANNEL_MESSAGES,
+    MAX_BACKUP_SIZE,
     MAX_BLOB_SIZE,
     MAX_MESSAGE_SIZE,
     MESSAGES,
     PONG_LIMIT,
+    ChannelReestablish,
     ErrorMessage,
     Init,
     Message,
@@ -30,6 +32,10 @@ from peerstore.wire.messages import (
     QueryShortChannelIds,
     ReplyChannelRange,
     ReplyShortChannelIdsEnd,
+    RevokeAndAck,
+    StartBatch,
+    UpdateChannelBackup,
+    UpdateNodeBackup,
     WarningMessage,
     address_descriptor,
     channel_id_of,
@@ -40,11 +46,15 @@ from tests.helpers import feature_bits, quick
 
 CHAIN = bytes(range(32))
 CHANNEL = bytes(range(100, 132))
+SECRET = bytes(range(200, 232))
+POINT = b"\x03" + bytes(range(150, 182))
 
 BYTES_32 = st.binary(min_size=32, max_size=32)
 U8 = st.integers(0, 0xFF)
 U16 = st.integers(0, 0xFFFF)
 U32 = st.integers(0, 0xFFFFFFFF)
+U64 = st.integers(0, 0xFFFFFFFFFFFFFFFF)
+POINTS = st.binary(min_size=33, max_size=33)
 SOME_BYTES = st.binary(max_size=100)
 
 NAMES: dict[type[Message], str] = {
@@ -55,6 +65,11 @@ NAMES: dict[type[Message], str] = {
     ErrorMessage: "error",
     Ping: "ping",
     Pong: "pong",
+    UpdateNodeBackup: "update_node_backup",
+    UpdateChannelBackup: "update_channel_backup",
+    StartBatch: "start_batch",
+    RevokeAndAck: "revoke_and_ack",
+    ChannelReestablish: "channel_reestablish",
     QueryShortChannelIds: "query_short_channel_ids",
     ReplyShortChannelIdsEnd: "reply_short_channel_ids_end",
     QueryChannelRange: "query_channel_range",
@@ -70,6 +85,11 @@ PLAIN: dict[type[Message], st.SearchStrategy[Message]] = {
     ErrorMessage: st.builds(ErrorMessage, BYTES_32, SOME_BYTES),
     Ping: st.builds(Ping, U16, SOME_BYTES),
     Pong: st.builds(Pong, SOME_BYTES),
+    UpdateNodeBackup: st.builds(UpdateNodeBackup, SOME_BYTES),
+    UpdateChannelBackup: st.builds(UpdateChannelBackup, SOME_BYTES),
+    StartBatch: st.builds(StartBatch, BYTES_32, U16),
+    RevokeAndAck: st.builds(RevokeAndAck, BYTES_32, BYTES_32, POINTS),
+    ChannelReestablish: st.builds(ChannelReestablish, BYTES_32, U64, U64, BYTES_32, POINTS),
     QueryShortChannelIds: st.builds(QueryShortChannelIds, BYTES_32, SOME_BYTES),
     ReplyShortChannelIdsEnd: st.builds(ReplyShortChannelIdsEnd, BYTES_32, U8),
     QueryChannelRange: st.builds(QueryChannelRange, BYTES_32, U32, U32),
@@ -83,6 +103,14 @@ INITS = st.builds(
     st.none() | SOME_BYTES,
     st.none() | SOME_BYTES,
 )
+
+WITH_TLVS: dict[type[Message], st.SearchStrategy[Message]] = {
+    Init: INITS,
+    StartBatch: st.builds(StartBatch, BYTES_32, U16, st.none() | U16),
+    ChannelReestablish: st.builds(
+        ChannelReestablish, BYTES_32, U64, U64, BYTES_32, POINTS, st.none() | SOME_BYTES
+    ),
+}
 
 # Odd types that no message here knows.
 ODD_RECORDS = st.dictionaries(
@@ -110,6 +138,11 @@ def test_every_message_has_its_type_and_a_strategy() -> None:
         17: "error",
         18: "ping",
         19: "pong",
+        20: "update_node_backup",
+        120: "update_channel_backup",
+        127: "start_batch",
+        133: "revoke_and_ack",
+        136: "channel_reestablish",
         261: "query_short_channel_ids",
         262: "reply_short_channel_ids_end",
         263: "query_channel_range",
@@ -121,7 +154,7 @@ def test_every_message_has_its_type_and_a_strategy() -> None:
 @quick
 @given(data=st.data())
 def test_message_is_read_back(kind: type[Message], data: st.DataObject) -> None:
-    message = data.draw(INITS if kind is Init else PLAIN[kind])
+    message = data.draw(WITH_TLVS.get(kind, PLAIN[kind]))
     encoded = message.encode()
     assert message_type(encoded) == kind.TYPE
     assert kind.decode(encoded) == message
@@ -227,7 +260,7 @@ def test_extension_cut_inside_a_record_is_an_error(
     assert kind.decode(message.encode() + extension[: -len(record)]) == message
 
 
-@pytest.mark.parametrize("number", [0, 2, 20, 120, 136, 513, 39409, 65535])
+@pytest.mark.parametrize("number", [0, 2, 22, 122, 135, 513, 39409, 65535])
 def test_message_of_another_type_is_not_decoded(number: int) -> None:
     data = number.to_bytes(2, "big") + bytes(100)
     assert message_type(data) == number
@@ -347,18 +380,34 @@ def test_bolt7_address_descriptor(
     assert address_descriptor(address, port).hex() == descriptor
 
 
-# peer_storage and peer_storage_retrieval
+# Backups
 
-each_blob_class = pytest.mark.parametrize("kind", [PeerStorage, PeerStorageRetrieval])
-BlobClass = type[PeerStorage] | type[PeerStorageRetrieval]
+each_blob_class = pytest.mark.parametrize(
+    "kind", [PeerStorage, PeerStorageRetrieval, UpdateNodeBackup, UpdateChannelBackup]
+)
+BlobClass = type[PeerStorage | PeerStorageRetrieval | UpdateNodeBackup | UpdateChannelBackup]
 
 
 def blob_message(kind: BlobClass, declared: int, rest: bytes) -> bytes:
     return kind.TYPE.to_bytes(2, "big") + declared.to_bytes(2, "big") + rest
 
 
+@pytest.mark.parametrize(
+    ("message", "number"),
+    [
+        (PeerStorage(b"abc"), "0007"),
+        (PeerStorageRetrieval(b"abc"), "0009"),
+        (UpdateNodeBackup(b"abc"), "0014"),
+        (UpdateChannelBackup(b"abc"), "0078"),
+    ],
+)
+def test_backups_are_laid_out_as_their_proposals_say(message: Message, number: str) -> None:
+    assert message.encode() == wire(number, "0003", b"abc")
+    assert decode_message(wire(number, "0003", b"abc")) == message
+
+
 @each_blob_class
-@pytest.mark.parametrize("size", [0, 1, 57, 65530, MAX_BLOB_SIZE])
+@pytest.mark.parametrize("size", [0, 1, 57, 32000, 32001, 65530, MAX_BLOB_SIZE])
 def test_blob_of_any_size_that_fits_is_read_whole(kind: BlobClass, size: int) -> None:
     blob = bytes(number % 251 for number in range(size))
     encoded = kind(blob).encode()
@@ -395,6 +444,78 @@ def test_blob_before_an_invalid_trailer_is_an_error(
 ) -> None:
     with pytest.raises(CodecError, match=f"^{kind.NAME}: "):
         kind.decode(blob_message(kind, len(blob), wire(blob, trailer)))
+
+
+# Channel messages that are read
+
+
+@pytest.mark.parametrize(
+    ("tlvs", "message"),
+    [
+        ("", StartBatch(CHANNEL, 3)),
+        ("01020084", StartBatch(CHANNEL, 3, 132)),
+        ("01020000", StartBatch(CHANNEL, 3, 0)),
+    ],
+    ids=["no type", "commitment_signed", "type 0"],
+)
+def test_start_batch_is_laid_out_as_bolt2_says(tlvs: str, message: StartBatch) -> None:
+    encoded = wire("007f", CHANNEL, "0003", tlvs)
+    assert message.encode() == encoded
+    assert StartBatch.decode(encoded) == message
+
+
+@pytest.mark.parametrize("value", ["", "84", "000084"])
+def test_start_batch_with_a_message_type_of_another_size_is_an_error(value: str) -> None:
+    tlv = encode_tlv_stream([(1, bytes.fromhex(value))])
+    with pytest.raises(CodecError, match=r"^start_batch: "):
+        StartBatch.decode(wire("007f", CHANNEL, "0003", tlv))
+
+
+def test_revoke_and_ack_is_laid_out_as_bolt2_says() -> None:
+    encoded = wire("0085", CHANNEL, SECRET, POINT)
+    assert RevokeAndAck(CHANNEL, SECRET, POINT).encode() == encoded
+    assert RevokeAndAck.decode(encoded) == RevokeAndAck(CHANNEL, SECRET, POINT)
+
+
+@pytest.mark.parametrize(
+    ("tlvs", "backup"),
+    [
+        (b"", None),
+        (wire("0100"), b""),
+        (wire("0103", b"abc"), b"abc"),
+        (wire("01fd7d00", bytes(MAX_BACKUP_SIZE)), bytes(MAX_BACKUP_SIZE)),
+    ],
+    ids=["no backup", "an empty one", "a short one", "the largest"],
+)
+def test_channel_reestablish_is_laid_out_as_bolt2_and_pull_request_881_say(
+    tlvs: bytes, backup: bytes | None
+) -> None:
+    encoded = wire("0088", CHANNEL, "0000000000000002", "00000001000000ff", SECRET, POINT, tlvs)
+    message = ChannelReestablish(CHANNEL, 2, 0x1000000FF, SECRET, POINT, backup)
+    assert message.encode() == encoded
+    assert ChannelReestablish.decode(encoded) == message
+
+
+@pytest.mark.parametrize("kind", [StartBatch, ChannelReestablish])
+@quick
+@given(data=st.data())
+def test_channel_message_cut_inside_its_tlv_is_an_error(
+    kind: type[Message], data: st.DataObject
+) -> None:
+    message = data.draw(PLAIN[kind]).encode()
+    encoded = message + wire("01020084")
+    for size in range(len(message) + 1, len(encoded)):
+        with pytest.raises(CodecError, match=f"^{NAMES[kind]}: .*truncated"):
+            kind.decode(encoded[:size])
+
+
+def test_largest_backup_fits_into_both_messages_that_give_it_back() -> None:
+    assert MAX_BACKUP_SIZE == 32000
+    init = Init(features.OURS, (Network.BITCOIN.chain_hash,), bytes(32000), bytes(19))
+    reestablish = ChannelReestablish(CHANNEL, 1, 0, bytes(32), POINT, bytes(32000))
+    for message in (init, reestablish):
+        assert len(message.encode()) < MAX_MESSAGE_SIZE
+        assert type(message).decode(message.encode()) == message
 
 
 # warning and error
@@ -521,5 +642,14 @@ def test_opening_messages_have_their_temporary_channel_id_at_bytes_32_to_63() ->
     assert {CHANNEL_MESSAGES[32], CHANNEL_MESSAGES[64]} == {"open_channel", "open_channel2"}
 
 
-def test_no_message_is_both_spoken_and_a_channel_message() -> None:
-    assert not CHANNEL_MESSAGES.keys() & MESSAGES.keys()
+def test_a_channel_message_that_is_read_has_the_same_name_and_place_of_its_channel_id() -> None:
+    both = CHANNEL_MESSAGES.keys() & MESSAGES.keys()
+    assert both == {127, 133, 136}
+    for number in both:
+        assert CHANNEL_MESSAGES[number] == NAMES[MESSAGES[number]]
+    for message in (
+        StartBatch(CHANNEL, 2, 132),
+        RevokeAndAck(CHANNEL, SECRET, POINT),
+        ChannelReestablish(CHANNEL, 1, 0, SECRET, POINT, b"backup"),
+    ):
+        assert channel_id_of(message.encode()) == CHANNEL

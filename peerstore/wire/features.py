@@ -50,6 +50,9 @@ KNOWN = sum(3 << pair for pair in NAMES)
 DEPENDENCIES = {16: 14, 50: 46, 60: 26}
 """Feature pair to the pair that it needs, both by their even bit."""
 
+WANT_PEER_BACKUP_STORAGE = 40
+"""Bolts pull request 881's. Alone it proves nothing: zero_fee_commitments has the same bits."""
+
 OPTION_PROVIDE_STORAGE = 42
 
 OURS = sum(1 << bit for bit in (1, 9, 13, 15, 23, 43, 45))

@@ -1,4 +1,5 @@
-"""The messages of BOLT 1 that peerstore speaks, and the heads of those it must recognize.
+"""The messages that peerstore speaks, and the heads of those it must recognize: BOLT 1, 2 and 7,
+and bolts pull request 881.
 
 Each message is a frozen dataclass with its type number, `encode` and `decode`. `decode` takes
 the whole message, type included, and returns a value or raises CodecError, whose text is fit for
@@ -14,7 +15,7 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import Any, ClassVar, Protocol, Self
 
 from peerstore.errors import CodecError
-from peerstore.types import CHANNEL_ID_SIZE
+from peerstore.types import CHANNEL_ID_SIZE, NODE_ID_SIZE
 from peerstore.wire.codec import TlvDecoder, decode_tlv_stream, encode_tlv_stream
 from peerstore.wire.features import decode_features, encode_features
 
@@ -24,8 +25,14 @@ MAX_MESSAGE_SIZE = 65535
 MAX_BLOB_SIZE = 65531
 """Bytes of a `peer_storage` blob (BOLT 1, Peer storage): type and length take the other 4."""
 
+MAX_BACKUP_SIZE = 32000
+"""Bytes of a node or channel backup (bolts pull request 881)."""
+
 PONG_LIMIT = 65532
 """A ping that asks for so many bytes or more is not answered (BOLT 1, `ping`)."""
+
+POINT_SIZE = NODE_ID_SIZE
+"""Bytes of a `point`: a compressed key (BOLT 1, Fundamental Types)."""
 
 ALL_CHANNELS = bytes(CHANNEL_ID_SIZE)
 """The channel id that names no channel (`warning`) or all of them (`error`)."""
@@ -94,6 +101,12 @@ def _var_bytes(data: bytes) -> bytes:
     if len(data) > MAX_BLOB_SIZE:
         raise ValueError(f"a field of {len(data)} bytes does not fit into a message")
     return _u16(len(data)) + data
+
+
+def _decode_u16(data: bytes) -> int:
+    if len(data) != 2:
+        raise CodecError("a u16 has 2 bytes")
+    return int.from_bytes(data, "big")
 
 
 def _decode_chains(data: bytes) -> tuple[bytes, ...]:
@@ -237,7 +250,7 @@ class Pong:
 
 @dataclass(frozen=True, slots=True)
 class _Blob:
-    """The form that `peer_storage` and `peer_storage_retrieval` share (BOLT 1)."""
+    """The form that every message with a backup shares: a u16 length and so many bytes."""
 
     TYPE: ClassVar[int]
     NAME: ClassVar[str]
@@ -271,6 +284,115 @@ class PeerStorageRetrieval(_Blob):
 
     TYPE = 9
     NAME = "peer_storage_retrieval"
+
+
+class UpdateNodeBackup(_Blob):
+    """`update_node_backup` (bolts pull request 881): a blob of at most MAX_BACKUP_SIZE bytes to
+    keep. A longer one is read too: it is for the provider to refuse it."""
+
+    __slots__ = ()
+
+    TYPE = 20
+    NAME = "update_node_backup"
+
+
+class UpdateChannelBackup(_Blob):
+    """`update_channel_backup` (bolts pull request 881): a blob of at most MAX_BACKUP_SIZE bytes to
+    keep for the channel of the next channel message. A longer one is read too."""
+
+    __slots__ = ()
+
+    TYPE = 120
+    NAME = "update_channel_backup"
+
+
+@dataclass(frozen=True, slots=True)
+class StartBatch:
+    """`start_batch` (BOLT 2): so many messages of a type belong together, if a type is named."""
+
+    TYPE: ClassVar[int] = 127
+
+    channel_id: bytes
+    batch_size: int
+    message_type: int | None = None
+
+    def encode(self) -> bytes:
+        tlvs = [] if self.message_type is None else [(1, _u16(self.message_type))]
+        head = _u16(self.TYPE) + self.channel_id + _u16(self.batch_size)
+        return head + encode_tlv_stream(tlvs)
+
+    @classmethod
+    def decode(cls, data: bytes) -> Self:
+        reader = _Reader("start_batch", data)
+        channel_id, batch_size = reader.take(CHANNEL_ID_SIZE), reader.uint(2)
+        return cls(channel_id, batch_size, reader.tlvs({1: _decode_u16}).get(1))
+
+
+@dataclass(frozen=True, slots=True)
+class RevokeAndAck:
+    """`revoke_and_ack` (BOLT 2): the secret of the commitment that is revoked, 32 bytes."""
+
+    TYPE: ClassVar[int] = 133
+
+    channel_id: bytes
+    per_commitment_secret: bytes
+    next_per_commitment_point: bytes
+
+    def encode(self) -> bytes:
+        return (
+            _u16(self.TYPE)
+            + self.channel_id
+            + self.per_commitment_secret
+            + self.next_per_commitment_point
+        )
+
+    @classmethod
+    def decode(cls, data: bytes) -> Self:
+        reader = _Reader("revoke_and_ack", data)
+        message = cls(reader.take(CHANNEL_ID_SIZE), reader.take(32), reader.take(POINT_SIZE))
+        reader.tlvs()
+        return message
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelReestablish:
+    """`channel_reestablish` (BOLT 2) with TLV 1 as bolts pull request 881 has it.
+
+    To peers that know nothing of that proposal TLV 1 means next_funding.
+    """
+
+    TYPE: ClassVar[int] = 136
+
+    channel_id: bytes
+    next_commitment_number: int
+    next_revocation_number: int
+    your_last_per_commitment_secret: bytes
+    my_current_per_commitment_point: bytes
+    channel_backup: bytes | None = None
+
+    def encode(self) -> bytes:
+        tlvs = [] if self.channel_backup is None else [(1, self.channel_backup)]
+        return (
+            _u16(self.TYPE)
+            + self.channel_id
+            + self.next_commitment_number.to_bytes(8, "big")
+            + self.next_revocation_number.to_bytes(8, "big")
+            + self.your_last_per_commitment_secret
+            + self.my_current_per_commitment_point
+            + encode_tlv_stream(tlvs)
+        )
+
+    @classmethod
+    def decode(cls, data: bytes) -> Self:
+        reader = _Reader("channel_reestablish", data)
+        fields = (
+            reader.take(CHANNEL_ID_SIZE),
+            reader.uint(8),
+            reader.uint(8),
+            reader.take(32),
+            reader.take(POINT_SIZE),
+        )
+        return cls(*fields, reader.tlvs({1: bytes}).get(1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -382,6 +504,11 @@ MESSAGES: Mapping[int, type[Message]] = {
         ErrorMessage,
         Ping,
         Pong,
+        UpdateNodeBackup,
+        UpdateChannelBackup,
+        StartBatch,
+        RevokeAndAck,
+        ChannelReestablish,
         QueryShortChannelIds,
         ReplyShortChannelIdsEnd,
         QueryChannelRange,
@@ -442,7 +569,7 @@ _CHANNEL_ID_OFFSETS = {32: 34, 64: 34}
 
 
 def channel_id_of(data: bytes) -> bytes:
-    """The (temporary) channel id of a message whose type stands in CHANNEL_MESSAGES.
+    """The (temporary) channel id of a channel message.
 
     Raises CodecError when the message is too short to have one.
     """
@@ -450,5 +577,6 @@ def channel_id_of(data: bytes) -> bytes:
     offset = _CHANNEL_ID_OFFSETS.get(number, 2)
     channel_id = data[offset : offset + CHANNEL_ID_SIZE]
     if len(channel_id) < CHANNEL_ID_SIZE:
-        raise CodecError(f"{CHANNEL_MESSAGES[number]}: too short for its channel id")
+        name = CHANNEL_MESSAGES.get(number, f"message type {number}")
+        raise CodecError(f"{name}: too short for its channel id")
     return channel_id
