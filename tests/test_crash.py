@@ -16,7 +16,7 @@ import signal
 import sqlite3
 import subprocess
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -219,6 +219,9 @@ class Listener:
 
     def stored(self, sequence: int) -> None:
         self.told.append((sequence, ""))
+
+    def refused(self, sequences: Sequence[int], reason: str) -> None:
+        raise AssertionError(f"{sequences}: {reason}")
 
     def not_stored(self, sequence: int, reason: str) -> None:
         self.told.append((sequence, reason))

@@ -14,7 +14,7 @@ import shutil
 import signal
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -481,6 +481,9 @@ class _Listener:
 
     def stored(self, sequence: int) -> None:
         """See store.base.Listener."""
+
+    def refused(self, sequences: Sequence[int], reason: str) -> None:
+        raise AssertionError(f"{sequences}: {reason}")
 
     def not_stored(self, sequence: int, reason: str) -> None:
         """See store.base.Listener."""

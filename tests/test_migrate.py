@@ -7,7 +7,7 @@ import contextlib
 import shutil
 import sqlite3
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -33,6 +33,9 @@ class Nobody:
 
     def stored(self, sequence: int) -> None:
         pass
+
+    def refused(self, sequences: Sequence[int], reason: str) -> None:
+        raise AssertionError(f"{sequences}: {reason}")
 
     def not_stored(self, sequence: int, reason: str) -> None:
         pass

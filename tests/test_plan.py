@@ -1042,7 +1042,12 @@ async def test_the_number_of_channels_is_limited(store: SqliteStore) -> None:
     for sequence, slot in enumerate((*channels[:3], ALICES), 1):
         lease.put(sequence, slot, b"x")
     await store.settle()
-    assert "2 channels" in (recorder.told[-1][1] or "")
+    # What was stored beside it is confirmed.
+    assert recorder.told == [(4, None)]
+    ((sequences, reason),) = recorder.refusals
+    assert sequences == [3]
+    assert "2 channels" in reason
+    assert channels[2].channel_id.hex() in reason
     assert (await store.counts()).backups == 3
     assert "2 channels" in (await told(store, b"x", channels[3]) or "")
     assert await told(store, b"new", channels[0]) is None
@@ -1097,9 +1102,8 @@ async def test_who_is_refused_harms_nobody_in_the_same_transaction(store: Sqlite
     await store.settle()
     assert len(committed) == 1
     assert recorders[BOB].told == [(1, None)]
-    ((sequence, reason),) = recorders[ALICE].told
-    assert sequence == 2
-    assert reason == "100 bytes are kept for a peer"
+    assert recorders[ALICE].told == [(2, None)]
+    assert recorders[ALICE].refusals == [([1], "100 bytes are kept for a peer")]
     assert await push(store, slot=slots_of(ALICE)[1]) == b"taken"
     await assert_counts_are_right(store)
 
@@ -1603,7 +1607,7 @@ def schema_1(path: Path, rows: Sequence[tuple[Slot, int, bytes, int, int]]) -> N
 
 OLD_ROWS = [
     (ALICES, 1, b"of alice", START - 50, START - 10),
-    (slots_of(ALICE)[2], 2, b"of a channel", START - 60, START - 20),
+    (slots_of(ALICE)[1], 2, b"of the node", START - 60, START - 20),
     (BOBS, 3, b"\x0b" * LARGEST, START - 40, START - 40),
 ]
 
@@ -1622,7 +1626,7 @@ async def test_a_database_of_schema_1_is_upgraded(backend: SqliteBackend, tmp_pa
     for slot, revision, blob, _, _ in OLD_ROWS:
         assert await newest_revision(store, slot) == revision
         assert await push(store, slot=slot) == blob
-    assert await store.counts() == Counts(2, 3, 20 + LARGEST, versions=3)
+    assert await store.counts() == Counts(2, 3, 19 + LARGEST, versions=3)
     await assert_counts_are_right(store)
     assert await alarms(store) == []
     assert len((await store.reader.meta()).epoch) == 16
@@ -1663,6 +1667,7 @@ async def test_a_copy_from_before_an_upgrade_is_kept(
     assert copies_in(tmp_path) == [copy]
     # Of more upgrades the newest two copies stay.
     found = migrations()
+    newest = len(found)
     os.utime(copy, (START, START))
     for number in (1, 2):
         found = [*found, (len(found) + 1, f"CREATE TABLE extra{number} (x);")]
@@ -1671,7 +1676,7 @@ async def test_a_copy_from_before_an_upgrade_is_kept(
         backend.clock.advance(DAY)
         await (await backend.open()).close()
     names = sorted(path.name.partition(".schema")[2][0] for path in copies_in(tmp_path))
-    assert names == ["2", "3"]
+    assert names == [str(newest), str(newest + 1)]
 
 
 async def test_the_copy_from_before_an_upgrade_can_be_put_back(

@@ -7,13 +7,14 @@ of the same peer takes over. The store tells the lease's Listener what became of
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from peerstore.types import NodeId, Slot
+from peerstore.types import ChannelState, NodeId, Slot
 
 _DIGEST_TAG = b"peerstore backup 1"
+_CHANNEL_TAG = b"peerstore channel 1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +124,29 @@ def backup_digest(slot: Slot, revision: int, sha256: bytes) -> bytes:
     ).digest()
 
 
+def channel_digest(slot: Slot, state: ChannelState) -> bytes:
+    """The digest that ties the state of a channel to it and to its peer: 32 bytes."""
+    flags = state.whole | state.shutdown << 1 | state.closing << 2
+    return hashlib.sha256(
+        b"".join(
+            (
+                _CHANNEL_TAG,
+                slot.node_id,
+                slot.channel_id,
+                state.commitments.to_bytes(8, "big"),
+                state.revocations.to_bytes(8, "big"),
+                state.last_secret,
+                bytes((flags,)),
+            )
+        )
+    ).digest()
+
+
 class Listener(Protocol):
-    """Who handed updates in. Both calls come in the order of the sequence numbers."""
+    """Who handed updates in; `stored` and `not_stored` come in the order of their numbers."""
+
+    def refused(self, sequences: Sequence[int], reason: str) -> None:
+        """These updates are not stored; `stored` follows for those around them."""
 
     def stored(self, sequence: int) -> None:
         """Every update up to `sequence` is durable or was replaced by one that is."""
@@ -140,13 +162,29 @@ class Lease(Protocol):
     def slots(self) -> Iterable[Slot]:
         """The slots that held a backup when the lease was opened or were written since."""
 
+    @property
+    def channels(self) -> Mapping[bytes, ChannelState | None]:
+        """The state of each channel that has a backup, by channel id; None where it does not
+        match its digest."""
+
+    @property
+    def node_backup_forgone(self) -> bool:
+        """Whether the peer hung up when it was shown its node backup, and stored none since."""
+
+    def forgo_node_backup(self) -> None:
+        """Remember that it did, for the next lease on."""
+
     async def read(self, slot: Slot) -> Backup | None:
         """The current version of a slot; raises DamagedBackupError, StoreError."""
 
-    def put(self, sequence: int, slot: Slot, blob: bytes) -> None:
+    def put(
+        self, sequence: int, slot: Slot, blob: bytes | None, channel: ChannelState | None = None
+    ) -> None:
         """Hand in an update; the listener is told what became of it.
 
-        Raises StoreClosedError when a newer connection has taken over.
+        `channel` is the state of the channel of a channel backup, stored in the same transaction;
+        without a blob it alone is, and only where the channel has a backup. Raises
+        StoreClosedError when a newer connection has taken over.
         """
 
     def close(self) -> None:

@@ -4,21 +4,43 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from peerstore.errors import StoreClosedError
 from peerstore.store.base import Backup, Listener, Revision
-from peerstore.types import NodeId, Slot
+from peerstore.types import ChannelState, NodeId, Slot
 
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """An update that waits; `sha256` is that of the blob."""
+    """A new blob; `sha256` is that of the blob."""
 
     blob: bytes
     sha256: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What waits to be written of a slot: a new blob, the state of its channel, or both.
+
+    `sequences` are the numbers of all that was handed in for it.
+    """
+
+    update: Update | None
+    channel: ChannelState | None = None
+    sequences: list[int] = field(default_factory=list)
+
+    @property
+    def weight(self) -> int:
+        """Bytes of its blob."""
+        return 0 if self.update is None else len(self.update.blob)
+
+    def over(self, older: Change) -> Change:
+        """This one and what it leaves of an older one, which is of no use after that."""
+        older.sequences.extend(self.sequences)
+        return Change(self.update or older.update, self.channel or older.channel, older.sequences)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,14 +69,18 @@ class Holdings:
     """What a peer has in the store: current versions, what it gets back, how much it is.
 
     `given` is the current version, or the held one, as it was when the lease was opened; `held`
-    says until when a slot is held. `rows` are all its versions. `first_seen` is None for a peer
-    that is not known yet. Times are seconds that the daemon has seen pass.
+    says until when a slot is held. `rows` are all its versions. `channels` are the states of the
+    channels that have a backup, None where one is damaged; `forgone` is whether the peer must not
+    be shown its node backup. `first_seen` is None for a peer that is not known yet. Times are
+    seconds that the daemon has seen pass.
     """
 
     current: dict[Slot, Current] = field(default_factory=dict)
     given: dict[Slot, tuple[int, Revision]] = field(default_factory=dict)
     held: dict[Slot, int | None] = field(default_factory=dict)
     rows: set[int] = field(default_factory=set)
+    channels: dict[bytes, ChannelState | None] = field(default_factory=dict)
+    forgone: bool = False
     size: int = 0
     first_seen: int | None = None
     established: bool = False
@@ -63,8 +89,11 @@ class Holdings:
 class LeaseStore(Protocol):
     """What a lease needs of its store."""
 
-    def submit(self, lease: SqliteLease, slot: Slot, update: Update) -> None:
-        """Take an update."""
+    def submit(self, lease: SqliteLease, slot: Slot, change: Change) -> None:
+        """Take a change."""
+
+    def forgo(self, node_id: NodeId) -> None:
+        """Remember that the peer must not be shown its node backup."""
 
     def release(self, lease: SqliteLease) -> None:
         """The lease was closed."""
@@ -101,7 +130,7 @@ class SqliteLease:
         self.node_id = node_id
         self.fenced = False
         self.holdings = Holdings()
-        self.waiting: dict[Slot, Update] = {}
+        self.waiting: dict[Slot, Change] = {}
         self.sent: set[Slot] = set()
         """Slots of which an update of this connection was taken."""
         self.firsts: dict[Slot, int] = {}
@@ -117,15 +146,31 @@ class SqliteLease:
     def slots(self) -> Iterable[Slot]:
         return self.holdings.given.keys() | self.holdings.current.keys()
 
+    @property
+    def channels(self) -> Mapping[bytes, ChannelState | None]:
+        return self.holdings.channels
+
+    @property
+    def node_backup_forgone(self) -> bool:
+        return self.holdings.forgone
+
+    def forgo_node_backup(self) -> None:
+        self._store.forgo(self.node_id)
+
     async def read(self, slot: Slot) -> Backup | None:
         return await self._store.read_sound(self, slot)
 
-    def put(self, sequence: int, slot: Slot, blob: bytes) -> None:
+    def put(
+        self, sequence: int, slot: Slot, blob: bytes | None, channel: ChannelState | None = None
+    ) -> None:
         if self.fenced:
             raise StoreClosedError("a newer connection of this peer has taken over")
-        # Hashed here, one at a time: a whole batch at once would hold the loop up.
-        self._store.submit(self, slot, Update(blob, hashlib.sha256(blob).digest()))
-        self.firsts.setdefault(slot, len(blob))
+        update = None
+        if blob is not None:
+            # Hashed here, one at a time: a whole batch at once would hold the loop up.
+            update = Update(blob, hashlib.sha256(blob).digest())
+            self.firsts.setdefault(slot, len(blob))
+        self._store.submit(self, slot, Change(update, channel, [sequence]))
         self.received = sequence
 
     def close(self) -> None:
@@ -158,8 +203,16 @@ class SqliteLease:
                 await lease._settled.wait()
         self._predecessor = None
 
-    def resolve(self, sequence: int, failure: str | None) -> None:
-        """Everything up to `sequence` is decided: tell the listener and who waits."""
+    def resolve(
+        self,
+        sequence: int,
+        failure: str | None,
+        refused: Iterable[tuple[Sequence[int], str]] = (),
+    ) -> None:
+        """Everything up to `sequence` is decided: tell the listener and who waits.
+
+        With a `failure` nothing was stored, else all but what was `refused`.
+        """
         self.resolved = sequence
         if self._settled is not None and sequence >= self.received:
             self._settled.set()
@@ -167,6 +220,8 @@ class SqliteLease:
         if self._listener is None:
             self._store.release(self)
         elif failure is None:
+            for sequences, reason in refused:
+                self._listener.refused(sequences, reason)
             self._listener.stored(sequence)
         else:
             self._listener.not_stored(sequence, failure)

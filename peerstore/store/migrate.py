@@ -16,6 +16,8 @@ from pathlib import Path
 import aiosqlite
 
 from peerstore.errors import SchemaError
+from peerstore.store.base import channel_digest
+from peerstore.types import BackupKind, ChannelState, Slot
 
 APPLICATION_ID = 0x70737472
 """SQLite's mark of whose file this is: "pstr"."""
@@ -71,6 +73,8 @@ async def migrate(path: Path, database: aiosqlite.Connection, now: int) -> None:
     if 0 < version < len(known):
         await _keep_copy(path, database, version, now)
     for number, sql in known[version:]:
+        if number == CHANNEL_SCHEMA:
+            sql += await _unknown_states(database)
         # executescript runs outside Python's own transactions: this one is whole.
         try:
             await database.executescript(
@@ -81,6 +85,27 @@ async def migrate(path: Path, database: aiosqlite.Connection, now: int) -> None:
         except aiosqlite.Error:
             await database.rollback()
             raise
+
+
+CHANNEL_SCHEMA = 3
+"""The schema from which on each channel with a backup has a row of its own."""
+
+
+async def _unknown_states(database: aiosqlite.Connection) -> str:
+    """SQL that makes these rows for the backups that are there: nothing is known of them."""
+    rows = await database.execute_fetchall(
+        f"SELECT DISTINCT node_id, channel_id FROM backup"
+        f" WHERE kind = {int(BackupKind.CHANNEL_BACKUP)}"
+    )
+    state = ChannelState()
+    return "".join(
+        "INSERT INTO channel (node_id, channel_id, commitments, revocations, last_secret, whole,"
+        f" shutdown, closing, digest) VALUES (x'{node_id.hex()}', x'{channel_id.hex()}', 0, 0,"
+        f" x'{state.last_secret.hex()}', 0, 0, 0, x'{digest.hex()}');\n"
+        for node_id, channel_id in rows
+        for slot in [Slot(node_id, BackupKind.CHANNEL_BACKUP, channel_id)]
+        for digest in [channel_digest(slot, state)]
+    )
 
 
 COPIES = 2

@@ -14,7 +14,7 @@ import aiosqlite
 
 from peerstore.errors import StoreError
 from peerstore.store.plan import PIN_AUTOMATIC, PIN_OPERATOR
-from peerstore.types import NodeId, Slot
+from peerstore.types import BackupKind, NodeId, Slot
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +64,9 @@ def hold(slot: Slot, revision: int, seconds: int | None) -> Operation:
         row_id = await _row_id(tx, slot, revision)
         until = None if seconds is None else tx.seen + seconds
         await set_hold(tx, slot, row_id, operator=True, until=until)
+        if slot.kind is BackupKind.NODE_BACKUP:
+            # Whoever holds it wants it given back.
+            await tx.all("UPDATE peer SET forgone = 0 WHERE node_id = ?", slot.node_id)
         return {slot.node_id}
 
     return operation
@@ -74,7 +77,7 @@ def release(slot: Slot) -> Operation:
 
     async def operation(tx: Transaction) -> set[NodeId]:
         if not await tx.all(f"DELETE FROM hold WHERE {_SLOT} RETURNING backup_id", *_key(slot)):
-            raise StoreError(f"no version of {slot.kind.label} is held for {slot.node_id.hex()}")
+            raise StoreError(f"no version of {slot.label} is held for {slot.node_id.hex()}")
         return {slot.node_id}
 
     return operation
@@ -92,6 +95,13 @@ def delete(slot: Slot, revision: int) -> Operation:
             f" (SELECT max(id) FROM backup WHERE {_SLOT})",
             *_key(slot),
         )
+        await tx.all(
+            "DELETE FROM channel WHERE node_id = ? AND channel_id = ?"
+            f" AND NOT EXISTS (SELECT 1 FROM backup WHERE {_SLOT})",
+            slot.node_id,
+            slot.channel_id,
+            *_key(slot),
+        )
         gone = await tx.all(
             "DELETE FROM peer WHERE node_id = ?"
             " AND NOT EXISTS (SELECT 1 FROM backup AS b WHERE b.node_id = peer.node_id)"
@@ -106,6 +116,17 @@ def delete(slot: Slot, revision: int) -> Operation:
             *_key(slot),
         )
         return {slot.node_id}
+
+    return operation
+
+
+def forgo(node_id: NodeId, still_so: Callable[[], bool]) -> Operation:
+    """Don't show a peer its node backup until it stores one anew."""
+
+    async def operation(tx: Transaction) -> set[NodeId]:
+        if still_so():
+            await tx.all("UPDATE peer SET forgone = 1 WHERE node_id = ?", node_id)
+        return set()
 
     return operation
 
@@ -182,7 +203,7 @@ async def _row_id(tx: Transaction, slot: Slot, revision: int) -> int:
     )
     if not rows:
         raise StoreError(
-            f"{slot.node_id.hex()} has no {slot.kind.label} of revision {revision}:"
+            f"{slot.node_id.hex()} has no {slot.label} of revision {revision}:"
             " see `peerstore backups history`"
         )
     return int(rows[0][0])

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field, replace
 
 from peerstore.store.base import Quotas, Revision, backup_digest
 from peerstore.store.history import Kept, Thinned, before_burst, thin
-from peerstore.store.lease import Current, SqliteLease, Update
-from peerstore.types import BackupKind, Slot
+from peerstore.store.lease import Change, Current, SqliteLease, Update
+from peerstore.types import BackupKind, ChannelState, Slot
 
 LAST_SEEN_SECONDS = 60
 """How often at most an identical blob moves its row's last_seen_at."""
@@ -69,19 +69,25 @@ class Plan:
     seen_again: list[tuple[int, int]] = field(default_factory=list)
     new_peers: list[tuple[object, ...]] = field(default_factory=list)
     losses: list[Loss] = field(default_factory=list)
-    refused: dict[SqliteLease, str] = field(default_factory=dict)
+    channels: list[tuple[SqliteLease, Slot, ChannelState]] = field(default_factory=list)
+    stored_anew: list[SqliteLease] = field(default_factory=list)
+    """Whose node backup may be shown again."""
+    refused: dict[SqliteLease, dict[Slot, str]] = field(default_factory=dict)
     current: list[tuple[SqliteLease, Slot, Current]] = field(default_factory=list)
     sizes: dict[SqliteLease, int] = field(default_factory=dict)
 
     @property
     def empty(self) -> bool:
         """Whether nothing has to be written."""
-        return not (self.rows or self.seen_again)
+        return not (self.rows or self.seen_again or self.channels or self.stored_anew)
 
 
 def _shrunk(good: Revision, size: int) -> bool:
     """Whether an update of so many bytes bears the mark of data loss beside a version."""
     return good.size >= SHRINK_FROM and 2 * size < good.size
+
+
+_SPACE_LOW = "the disk is nearly full"
 
 
 class Refused(Exception):  # noqa: N818 - control flow within this module
@@ -116,28 +122,55 @@ class Planner:
         self._spare = iter(spare)
         self._space_low = space_low
         self._new_peers: set[bytes] = set()
+        self._new_slots: set[Slot] = set()
         self._channels: dict[SqliteLease, int] = {}
 
-    def add(self, lease: SqliteLease, slot: Slot, update: Update) -> None:
-        """Decide about one update."""
+    def add(self, lease: SqliteLease, slot: Slot, change: Change) -> None:
+        """Decide about one change."""
+        try:
+            if change.update is not None:
+                self._add_blob(lease, slot, change.update)
+        except Refused as refusal:
+            self._refuse(lease, slot, str(refusal))
+        # What the channel's messages say is so, whatever became of a blob; but without a backup
+        # there is nothing to give it back with.
+        if slot in lease.holdings.current:
+            self._add_channel(lease, slot, change.channel)
+        elif slot in self._new_slots:
+            self._add_channel(lease, slot, change.channel or ChannelState())
+
+    def _add_blob(self, lease: SqliteLease, slot: Slot, update: Update) -> None:
         current = lease.holdings.current.get(slot)
         if current is not None and current.revision.sha256 == update.sha256 and not current.damaged:
             self._seen_again(lease, slot, current)
+        elif self._space_low:
+            raise Refused(_SPACE_LOW)
+        elif current is None:
+            self._first(lease, slot, update)
+        elif current.revision.sha256 == update.sha256 or (
+            current.opened_here and not (current.pins or current.held)
+        ):
+            # The same bytes again heal a damaged row where it is.
+            self._overwrite(lease, slot, update, current)
+        else:
+            self._replace(lease, slot, update, current)
+        if slot.kind is BackupKind.NODE_BACKUP and lease.holdings.forgone:
+            self.plan.stored_anew.append(lease)
+
+    def _add_channel(self, lease: SqliteLease, slot: Slot, state: ChannelState | None) -> None:
+        if slot.kind is not BackupKind.CHANNEL_BACKUP or state is None:
             return
-        try:
-            if self._space_low:
-                raise Refused("the disk is nearly full")
-            if current is None:
-                self._first(lease, slot, update)
-            elif current.revision.sha256 == update.sha256 or (
-                current.opened_here and not (current.pins or current.held)
-            ):
-                # The same bytes again heal a damaged row where it is.
-                self._overwrite(lease, slot, update, current)
-            else:
-                self._replace(lease, slot, update, current)
-        except Refused as refusal:
-            self.plan.refused[lease] = str(refusal)
+        if state == lease.holdings.channels.get(slot.channel_id):
+            return
+        if self._space_low:
+            self._refuse(lease, slot, _SPACE_LOW)
+        else:
+            self.plan.channels.append((lease, slot, state))
+
+    def _refuse(self, lease: SqliteLease, slot: Slot, reason: str) -> None:
+        if slot.kind is not BackupKind.PEER_STORAGE:
+            reason = f"{reason} ({slot.label})"
+        self.plan.refused.setdefault(lease, {})[slot] = reason
 
     def _seen_again(self, lease: SqliteLease, slot: Slot, current: Current) -> None:
         if self._now - current.last_seen_at >= LAST_SEEN_SECONDS:
@@ -145,21 +178,22 @@ class Planner:
             self.plan.current.append((lease, slot, replace(current, last_seen_at=self._now)))
 
     def _first(self, lease: SqliteLease, slot: Slot, update: Update) -> None:
+        channels = 0
         if slot.kind is BackupKind.CHANNEL_BACKUP:
-            channels = self._channels.get(lease)
-            if channels is None:
-                kinds = [held.kind for held in lease.holdings.current]
-                channels = kinds.count(BackupKind.CHANNEL_BACKUP)
+            kinds = [held.kind for held in lease.holdings.current]
+            channels = self._channels.get(lease, kinds.count(BackupKind.CHANNEL_BACKUP))
             if channels >= self._quotas.max_channels_per_peer:
                 raise Refused(
                     f"backups of {self._quotas.max_channels_per_peer} channels are kept for a peer"
                 )
-            self._channels[lease] = channels + 1
         new_peer = lease.holdings.first_seen is None and slot.node_id not in self._new_peers
         if new_peer and self.totals.peers >= self._quotas.max_peers:
             raise Refused("no more peers are taken here")
         self._charge(lease, len(update.blob), may_exceed=False)
+        if slot.kind is BackupKind.CHANNEL_BACKUP:
+            self._channels[lease] = channels + 1
         self.totals.backups += 1
+        self._new_slots.add(slot)
         if new_peer:
             self._new_peers.add(slot.node_id)
             self.totals.peers += 1
@@ -262,7 +296,7 @@ class Planner:
         `may_exceed` is for replacements: an established peer's never fail for the store's sake.
         """
         if added > 0 and not self._fits(lease, added):
-            raise Refused(f"{self._quotas.max_bytes_per_peer} bytes are kept for a peer")
+            raise Refused(f"{int(self._quotas.max_bytes_per_peer)} bytes are kept for a peer")
         while added > 0 and self.totals.bytes + added > self._quotas.max_bytes:
             spare = next(self._spare, None)
             if spare is None:

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import itertools
 import sqlite3
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -15,24 +15,40 @@ from typing import Any, Self
 import aiosqlite
 
 from peerstore.errors import DamagedBackupError, SchemaError, StoreClosedError, StoreError
-from peerstore.store.base import Alarm, Backup, Counts, Revision, Version, backup_digest
+from peerstore.store.base import (
+    Alarm,
+    Backup,
+    Counts,
+    Revision,
+    Version,
+    backup_digest,
+    channel_digest,
+)
 from peerstore.store.lease import Current, Holdings
 from peerstore.store.migrate import migrations, schema_version
 from peerstore.store.plan import PIN_AUTOMATIC, PIN_OPERATOR
-from peerstore.types import BackupKind, Network, NodeId, Slot
+from peerstore.types import BackupKind, ChannelState, Network, NodeId, Slot
 
 _REVISION = "b.node_id, b.kind, b.channel_id, b.revision, b.size, b.sha256, b.stored_at"
 
-_HOLDINGS = f"""
+CHANNEL_COLUMNS = (
+    "c.commitments, c.revocations, c.last_secret, c.whole, c.shutdown, c.closing, c.digest"
+)
+
+_HOLDINGS_OF = f"""
     SELECT {_REVISION}, b.id, b.last_seen_at, b.opened, b.pins, b.replaced IS NULL,
            h.backup_id IS b.id AND (h.until IS NULL OR h.until > :seen), h.until, p.first_seen,
-           p.established
+           p.established, p.forgone, {CHANNEL_COLUMNS}
     FROM (SELECT :node_id AS node_id) AS n
     LEFT JOIN peer AS p ON p.node_id = n.node_id
     LEFT JOIN backup AS b ON b.node_id = n.node_id AND b.kind IN (1, 2, 3)
     LEFT JOIN hold AS h ON (h.node_id, h.kind, h.channel_id) = (b.node_id, b.kind, b.channel_id)
+    LEFT JOIN {{channel}} AS c ON (c.node_id, c.channel_id) = (b.node_id, b.channel_id)
+                              AND b.replaced IS NULL
     ORDER BY b.id
 """
+_HOLDINGS = _HOLDINGS_OF.format(channel="channel")
+_HOLDINGS_ALONE = _HOLDINGS_OF.format(channel="(SELECT * FROM channel WHERE FALSE)")
 
 _VERSIONS = f"""
     SELECT {_REVISION}, b.id, b.replaced IS NULL, b.pins,
@@ -140,9 +156,16 @@ class SqliteReader:
     async def holdings(self, node_id: NodeId, seen: int) -> Holdings:
         """What a peer has here; `seen` decides which holds have run out."""
         holdings = Holdings()
-        for row in await self._all(_HOLDINGS, {"node_id": node_id, "seen": seen}):
-            row_id, last_seen_at, opened, pins, current, held, until, *peer = row[7:]
-            holdings.first_seen, holdings.established = peer[0], bool(peer[1])
+        values = {"node_id": node_id, "seen": seen}
+        try:
+            rows = await self._all(_HOLDINGS, values)
+        except StoreError:
+            # The backups may be sound where the states of channels can't be read.
+            rows = await self._all(_HOLDINGS_ALONE, values)
+        for row in rows:
+            row_id, last_seen_at, opened, pins, current, held, until = row[7:14]
+            holdings.first_seen, holdings.established = row[14], bool(row[15])
+            holdings.forgone = bool(row[16])
             if row_id is None:
                 continue
             revision = _revision(row)
@@ -156,6 +179,8 @@ class SqliteReader:
                 holdings.current[slot] = Current(
                     row_id, revision, last_seen_at, opened, pins, held=bool(held)
                 )
+                if slot.kind is BackupKind.CHANNEL_BACKUP:
+                    holdings.channels[slot.channel_id] = channel_state(slot, row[17:])
         # The newest, where a damaged row could not be marked as replaced.
         for slot, newest in holdings.current.items():
             holdings.given.setdefault(slot, (newest.row_id, newest.revision))
@@ -183,7 +208,7 @@ class SqliteReader:
                 raise
             problem = str(error)
         raise DamagedBackupError(
-            f"revision {expected.revision} ({expected.slot.kind.label}) of"
+            f"revision {expected.revision} ({expected.slot.label}) of"
             f" {expected.slot.node_id.hex()}: {problem}"
         )
 
@@ -241,6 +266,18 @@ class SqliteReader:
             versions = [v for v in versions if v.revision.revision == revision]
         held = [v for v in versions if v.held]
         return next(reversed(held or versions), None)
+
+    async def channel(self, slot: Slot) -> tuple[ChannelState | None, int | None]:
+        """The state of a channel, None where it does not match its digest, and when it was seen
+        to close, in Unix seconds."""
+        rows = await self._all(
+            f"SELECT c.closed_at, {CHANNEL_COLUMNS} FROM channel AS c"
+            " WHERE c.node_id = ? AND c.channel_id = ?",
+            (slot.node_id, slot.channel_id),
+        )
+        if not rows:
+            return None, None
+        return channel_state(slot, rows[0][1:]), rows[0][0]
 
     async def alarms(self, *, acknowledged: bool) -> list[Alarm]:
         """The alarms that stand, and those that were acknowledged too if asked for."""
@@ -303,6 +340,22 @@ def matches(revision: Revision, digest: bytes, blob: bytes) -> bool:
     except (ValueError, OverflowError):  # a value that no digest was ever made of
         return False
     return revision.sha256 == sha256 and revision.size == len(blob) and expected == digest
+
+
+def channel_state(slot: Slot, columns: Sequence[Any]) -> ChannelState | None:
+    """The state of a channel from its CHANNEL_COLUMNS.
+
+    None when it does not match its digest, or is missing: a backup never comes without it.
+    """
+    *values, digest = columns
+    if digest is None:
+        return None
+    commitments, revocations, last_secret, *flags = values
+    state = ChannelState(commitments, revocations, last_secret, *map(bool, flags))
+    try:
+        return state if channel_digest(slot, state) == digest else None
+    except (AttributeError, OverflowError, TypeError):  # of what no digest was ever made
+        return None
 
 
 def _read_only_uri(path: Path) -> str:

@@ -20,8 +20,8 @@ from pathlib import Path
 from peerstore.errors import SchemaError, StoreError
 from peerstore.store.base import Revision
 from peerstore.store.mark import mark_path, read_mark
-from peerstore.store.migrate import APPLICATION_ID, migrations, sync
-from peerstore.store.reader import matches
+from peerstore.store.migrate import APPLICATION_ID, CHANNEL_SCHEMA, migrations, sync
+from peerstore.store.reader import CHANNEL_COLUMNS, channel_state, matches
 from peerstore.store.statements import check_owner
 from peerstore.types import BackupKind, Network, NodeId, Slot
 
@@ -49,6 +49,14 @@ _EVERY_ROW = """
 """
 
 
+_EVERY_CHANNEL = f"""
+    SELECT node_id, channel_id, {CHANNEL_COLUMNS}
+    FROM (SELECT node_id, channel_id FROM backup NOT INDEXED WHERE kind = 3 AND replaced IS NULL
+          UNION SELECT node_id, channel_id FROM channel)
+    LEFT JOIN channel AS c USING (node_id, channel_id)
+"""
+
+
 def verify(database: Path, progress: Progress = lambda _done, _total: None) -> Report:
     """Read everything: SQLite's structures and every digest.
 
@@ -59,7 +67,8 @@ def verify(database: Path, progress: Progress = lambda _done, _total: None) -> R
         _check_kind(database, connection)
         try:
             rows = connection.execute("PRAGMA integrity_check(100)").fetchall()
-            report.problems = [str(row[0]) for row in rows if row[0] != "ok"]
+            # Some of them are of several lines.
+            report.problems = [" ".join(row[0].split()) for row in rows if row[0] != "ok"]
             total = connection.execute("SELECT count(*) FROM backup NOT INDEXED").fetchone()[0]
             kinds = set(BackupKind)
             for row in connection.execute(_EVERY_ROW):
@@ -73,8 +82,16 @@ def verify(database: Path, progress: Progress = lambda _done, _total: None) -> R
                 revision = Revision(slot, number, size, sha256, stored_at)
                 if not matches(revision, digest, blob):
                     report.damaged.append(revision)
+            if _schema_version(connection) >= CHANNEL_SCHEMA:
+                for node_id, channel_id, *columns in connection.execute(_EVERY_CHANNEL):
+                    slot = Slot(NodeId(node_id), BackupKind.CHANNEL_BACKUP, channel_id)
+                    if channel_state(slot, columns) is None:
+                        report.problems.append(
+                            f"the state of channel {channel_id.hex()} of {node_id.hex()} does not"
+                            " match its digest"
+                        )
         except (sqlite3.Error, ValueError, TypeError) as error:
-            report.problems.append(str(error))
+            report.problems.append(str(error).encode("unicode_escape").decode())
     return report
 
 
@@ -181,7 +198,7 @@ def restore(
             check_owner(owner, made_for, node_id, network)
             connection.execute("PRAGMA synchronous = FULL")
             connection.execute("UPDATE meta SET last_revision = max(last_revision, ?)", (last,))
-            if connection.execute("PRAGMA user_version").fetchone()[0] > 1:
+            if _schema_version(connection) > 1:
                 # The first schema has no epoch: its upgrade makes a new one.
                 connection.execute("UPDATE meta SET epoch = randomblob(16)")
         kept = None
@@ -246,10 +263,14 @@ def _open_read_only(database: Path) -> sqlite3.Connection:
         raise StoreError(f"{database}: {error}") from error
 
 
+def _schema_version(connection: sqlite3.Connection) -> int:
+    return int(connection.execute("PRAGMA user_version").fetchone()[0])
+
+
 def _check_kind(database: Path, connection: sqlite3.Connection) -> None:
     try:
         application = connection.execute("PRAGMA application_id").fetchone()[0]
-        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        version = _schema_version(connection)
     except sqlite3.Error as error:
         raise StoreError(f"{database}: {error}") from error
     if application != APPLICATION_ID:

@@ -18,7 +18,7 @@ import contextlib
 import os
 import sqlite3
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
@@ -29,12 +29,12 @@ import structlog
 from peerstore.errors import DamagedBackupError, SchemaError, StoreClosedError, StoreError
 from peerstore.store import operations, statements
 from peerstore.store.base import Backup, Counts, Listener, Quotas, Revision, Version
-from peerstore.store.lease import SqliteLease, Update
+from peerstore.store.lease import Change, SqliteLease, Update
 from peerstore.store.mark import Mark, mark_path, read_mark, write_mark
 from peerstore.store.operations import Operation, Transaction
 from peerstore.store.plan import KeptRow, Planner, Totals
 from peerstore.store.reader import SqliteReader, is_damage
-from peerstore.types import Network, NodeId, Slot
+from peerstore.types import BackupKind, Network, NodeId, Slot
 
 CONGESTED_BYTES = 32 << 20
 """Blobs that may wait to be written before peers are read no further."""
@@ -66,9 +66,16 @@ class Clocks:
 
 @dataclass(frozen=True, slots=True)
 class _Batch:
-    """What one transaction writes: per lease, the newest update of each slot."""
+    """What one transaction writes: per lease, the newest change of each slot."""
 
-    leases: list[tuple[SqliteLease, int, dict[Slot, Update]]]
+    leases: list[tuple[SqliteLease, int, dict[Slot, Change]]]
+
+    def updates(self) -> Iterator[tuple[SqliteLease, Slot, Update]]:
+        """The new blobs among it."""
+        for lease, _, changes in self.leases:
+            for slot, change in changes.items():
+                if change.update is not None:
+                    yield lease, slot, change.update
 
 
 class SqliteStore:
@@ -99,6 +106,8 @@ class SqliteStore:
         self._operations: deque[tuple[Operation, asyncio.Future[None]]] = deque()
         # Peers that were here: when, and whether they are established now.
         self._visits: dict[NodeId, tuple[int, bool]] = {}
+        # Peers that must not be shown their node backup, while the database does not say so yet.
+        self._forgone: set[NodeId] = set()
         self._flushed = self._started
         self._marked = Mark(b"", -1)
         self._marked_at = float("-inf")
@@ -177,18 +186,23 @@ class SqliteStore:
         except BaseException:
             lease.close()
             raise
+        lease.holdings.forgone |= node_id in self._forgone
+        for channel_id, state in lease.holdings.channels.items():
+            if state is None:
+                self._tell_of_damaged_channel(Slot(node_id, BackupKind.CHANNEL_BACKUP, channel_id))
         self._visit(lease)
         return lease
 
-    def submit(self, lease: SqliteLease, slot: Slot, update: Update) -> None:
-        """Take an update from a lease; the newest of a slot wins."""
+    def submit(self, lease: SqliteLease, slot: Slot, change: Change) -> None:
+        """Take a change from a lease; the newest of a slot wins."""
         if self._closing:
             raise StoreClosedError("the store is closed")
         replaced = lease.waiting.get(slot)
         if replaced is not None:
-            self._waiting_bytes -= len(replaced.blob)
-        lease.waiting[slot] = update
-        self._waiting_bytes += len(update.blob)
+            self._waiting_bytes -= replaced.weight
+            change = change.over(replaced)
+        lease.waiting[slot] = change
+        self._waiting_bytes += change.weight
         self._waiting[lease] = None
         self._work.set()
 
@@ -203,6 +217,17 @@ class SqliteStore:
         else:
             # The next connection still has to wait for what that one handed in.
             self._leases[lease.node_id] = older
+
+    def forgo(self, node_id: NodeId) -> None:
+        """A peer hung up when it was shown its node backup: not again until it stores one."""
+        self._forgone.add(node_id)
+        if not self._closing:
+            # By the time it is done the peer may have stored one anew.
+            forgo = operations.forgo(node_id, lambda: node_id in self._forgone)
+            done = self._submit_operation(forgo)
+            done.add_done_callback(
+                lambda done: self._forgone.discard(node_id) if done.exception() is None else None
+            )
 
     async def read_sound(self, lease: SqliteLease, slot: Slot) -> Backup | None:
         """What was fixed for the lease; where that is damaged, the newest sound version."""
@@ -338,7 +363,7 @@ class SqliteStore:
 
     async def _write_batch(self, batch: _Batch) -> None:
         failure: str | None = None
-        refused: dict[SqliteLease, str] = {}
+        refused: dict[SqliteLease, dict[Slot, str]] = {}
         try:
             refused = await self._commit(batch)
         except Exception as error:
@@ -351,9 +376,14 @@ class SqliteStore:
             if self._pass_over_damage(batch, error):
                 await self._write_batch(batch)
                 return
-        for lease, sequence, _ in batch.leases:
+        for lease, sequence, changes in batch.leases:
+            reasons = refused.get(lease, {})
+            nothing = failure or (
+                reasons[next(iter(changes))] if len(reasons) == len(changes) else None
+            )
+            parts = [(changes[slot].sequences, reason) for slot, reason in reasons.items()]
             try:
-                lease.resolve(sequence, failure or refused.get(lease))
+                lease.resolve(sequence, nothing, parts)
             except Exception:  # one listener's mistake must not stop the others
                 _log.exception("listener_failed", node_id=lease.node_id.hex())
 
@@ -364,8 +394,8 @@ class SqliteStore:
         """
         passed = False
         damage = is_damage(error) or is_damage(error.__cause__)
-        for lease, _, updates in batch.leases:
-            for slot in updates:
+        for lease, _, changes in batch.leases:
+            for slot in changes:
                 current = lease.holdings.current.get(slot)
                 if current is None or not (damage or current.damaged):
                     continue
@@ -373,7 +403,7 @@ class SqliteStore:
                 passed = True
                 number = current.revision.revision
                 text = (
-                    f"revision {number} ({slot.kind.label}) of {slot.node_id.hex()} stands on a"
+                    f"revision {number} ({slot.label}) of {slot.node_id.hex()} stands on a"
                     " damaged page: run `peerstore verify`, and restore a snapshot"
                 )
                 _log.error("damaged_page", error=text)
@@ -381,11 +411,11 @@ class SqliteStore:
         return passed
 
     def _take_batch(self) -> _Batch:
-        leases: list[tuple[SqliteLease, int, dict[Slot, Update]]] = []
+        leases: list[tuple[SqliteLease, int, dict[Slot, Change]]] = []
         size = 0
         for lease in self._waiting:
             leases.append((lease, lease.received, lease.waiting))
-            size += sum(len(update.blob) for update in lease.waiting.values())
+            size += sum(change.weight for change in lease.waiting.values())
             lease.waiting = {}
             if size >= BATCH_BYTES:
                 break
@@ -394,7 +424,7 @@ class SqliteStore:
         self._waiting_bytes -= size
         return _Batch(leases)
 
-    async def _commit(self, batch: _Batch) -> dict[SqliteLease, str]:
+    async def _commit(self, batch: _Batch) -> dict[SqliteLease, dict[Slot, str]]:
         """Write a batch in one transaction.
 
         Returns what was refused and why. Raises sqlite3.Error, and then nothing is changed.
@@ -410,10 +440,10 @@ class SqliteStore:
             spare=await self._spare(batch),
             space_low=await self._space_low(),
         )
-        for lease, _, updates in batch.leases:
+        for lease, _, changes in batch.leases:
             self._establish(lease, seen)
-            for slot, update in updates.items():
-                planner.add(lease, slot, update)
+            for slot, change in changes.items():
+                planner.add(lease, slot, change)
         plan = planner.plan
         if not plan.empty:
             await statements.write(plan, Transaction(self._writer, now, seen), planner.totals)
@@ -425,17 +455,23 @@ class SqliteStore:
                     lease.holdings.first_seen = seen
             for lease, size in plan.sizes.items():
                 lease.holdings.size = size
+            for lease, slot, state in plan.channels:
+                lease.holdings.channels[slot.channel_id] = state
+            for lease in plan.stored_anew:
+                lease.holdings.forgone = False
+                self._forgone.discard(lease.node_id)
             for loss in plan.losses:
                 owner = self._leases.get(loss.slot.node_id)
                 if loss.hold_until is not None and owner is not None:
                     owner.holdings.held[loss.slot] = loss.hold_until
             self._mark()
-        for lease, _, updates in batch.leases:
-            if lease not in plan.refused:
-                lease.sent |= updates.keys()
+        for lease, _, changes in batch.leases:
+            refused = plan.refused.get(lease, {})
+            lease.sent |= {s for s, change in changes.items() if change.update and s not in refused}
         for loss in plan.losses:
             _log.warning(
                 "backup_shrank", node_id=loss.slot.node_id.hex(), kind=loss.slot.kind.label,
+                channel_id=loss.slot.channel_id.hex(),
                 given=loss.given_size, size=loss.size, revision=loss.good.revision,
             )  # fmt: skip
         return plan.refused
@@ -470,6 +506,7 @@ class SqliteStore:
         """An operator changed what a connected peer has."""
         before = lease.holdings
         lease.holdings = await self.reader.holdings(lease.node_id, seen)
+        lease.holdings.forgone |= lease.node_id in self._forgone
         for slot, current in lease.holdings.current.items():
             old = before.current.get(slot)
             if old is not None and old.row_id == current.row_id:
@@ -489,8 +526,7 @@ class SqliteStore:
         room = self.quotas.max_bytes_per_peer
         slots = [
             slot
-            for lease, _, updates in batch.leases
-            for slot, update in updates.items()
+            for lease, slot, update in batch.updates()
             if (current := lease.holdings.current.get(slot)) is not None
             and current.revision.sha256 != update.sha256
             and (not current.opened_here or lease.holdings.size + len(update.blob) > room)
@@ -499,16 +535,15 @@ class SqliteStore:
 
     async def _verify_repeated(self, batch: _Batch) -> None:
         """A blob that came again counts as stored only where the stored one is sound."""
-        for lease, _, updates in batch.leases:
-            for slot, update in updates.items():
-                current = lease.holdings.current.get(slot)
-                if (
-                    current is not None
-                    and current.revision.sha256 == update.sha256
-                    and not (current.verified or current.damaged)
-                ):
-                    with contextlib.suppress(DamagedBackupError):
-                        await self._read(lease, current.row_id, current.revision)
+        for lease, slot, update in batch.updates():
+            current = lease.holdings.current.get(slot)
+            if (
+                current is not None
+                and current.revision.sha256 == update.sha256
+                and not (current.verified or current.damaged)
+            ):
+                with contextlib.suppress(DamagedBackupError):
+                    await self._read(lease, current.row_id, current.revision)
 
     async def _read(self, lease: SqliteLease, row_id: int, revision: Revision) -> Backup:
         """Read a version and remember whether it is sound; raises DamagedBackupError."""
@@ -524,6 +559,14 @@ class SqliteStore:
         self._note(lease, row_id, revision, damaged=False)
         return backup
 
+    def _tell_of_damaged_channel(self, slot: Slot) -> None:
+        text = (
+            f"the state of channel {slot.channel_id.hex()} of {slot.node_id.hex()} does not match"
+            " its digest: its backup is not given back; `peerstore backups export` has it"
+        )
+        _log.error("damaged_channel", error=text)
+        self._submit_operation(operations.raise_alarm("damaged", text, slot, None))
+
     @staticmethod
     def _note(lease: SqliteLease, row_id: int, revision: Revision, *, damaged: bool) -> None:
         current = lease.holdings.current.get(revision.slot)
@@ -534,7 +577,7 @@ class SqliteStore:
 
     async def _spare(self, batch: _Batch) -> list[tuple[int, int]]:
         """Kept versions of strangers that are not connected, when the store is nearly full."""
-        size = sum(len(u.blob) for _, _, updates in batch.leases for u in updates.values())
+        size = sum(len(update.blob) for _, _, update in batch.updates())
         if self._totals.bytes + size <= self.quotas.max_bytes or self.seen < self._no_spare_until:
             return []
         spare: list[tuple[int, int]] = []

@@ -11,11 +11,12 @@ import aiosqlite
 
 from peerstore.errors import SchemaError
 from peerstore.store import operations
+from peerstore.store.base import channel_digest
 from peerstore.store.history import Kept
 from peerstore.store.migrate import migrate, schema_version
 from peerstore.store.operations import Transaction
 from peerstore.store.plan import PIN_AUTOMATIC, KeptRow, Plan, Totals
-from peerstore.types import BackupKind, Network, NodeId, Slot
+from peerstore.types import BackupKind, ChannelState, Network, NodeId, Slot
 
 ROWS = 128
 """Rows of one statement. Python's sqlite3 gives up the GIL and takes it again for every execution;
@@ -50,6 +51,35 @@ def _write_sql(rows: int) -> str:
     """
 
 
+_CHANNEL_SQL = """
+    INSERT INTO channel (node_id, channel_id, commitments, revocations, last_secret, whole,
+                         shutdown, closing, digest, closed, closed_at)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+    ON CONFLICT (node_id, channel_id) DO UPDATE SET
+        commitments = excluded.commitments, revocations = excluded.revocations,
+        last_secret = excluded.last_secret, whole = excluded.whole,
+        shutdown = excluded.shutdown, closing = excluded.closing, digest = excluded.digest,
+        closed = iif(excluded.closed IS NULL, NULL, coalesce(closed, excluded.closed)),
+        closed_at = iif(excluded.closed IS NULL, NULL, coalesce(closed_at, excluded.closed_at))
+"""
+
+
+def _channel_row(slot: Slot, state: ChannelState, tx: Transaction) -> tuple[object, ...]:
+    return (
+        slot.node_id,
+        slot.channel_id,
+        state.commitments,
+        state.revocations,
+        state.last_secret,
+        state.whole,
+        state.shutdown,
+        state.closing,
+        channel_digest(slot, state),
+        tx.seen if state.closed else None,
+        tx.now if state.closed else None,
+    )
+
+
 async def write(plan: Plan, tx: Transaction, totals: Totals) -> None:
     """Write a plan and commit it; raises sqlite3.Error."""
     writer = tx.connection
@@ -74,6 +104,11 @@ async def write(plan: Plan, tx: Transaction, totals: Totals) -> None:
             " VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
             plan.new_peers,
         ),
+        (_CHANNEL_SQL, [_channel_row(slot, state, tx) for _, slot, state in plan.channels]),
+        (
+            "UPDATE peer SET forgone = 0 WHERE node_id = ?",
+            [(lease.node_id,) for lease in plan.stored_anew],
+        ),
     ):
         if rows:
             await writer.executemany(sql, rows)
@@ -89,7 +124,7 @@ async def write(plan: Plan, tx: Transaction, totals: Totals) -> None:
             )
         text = (
             f"{loss.slot.node_id.hex()} was given back {loss.given_size} bytes"
-            f" ({loss.slot.kind.label}) and then sent {loss.size}: it may have lost its data;"
+            f" ({loss.slot.label}) and then sent {loss.size}: it may have lost its data;"
             f" revision {loss.good.revision} was good"
         )
         await operations.add_alarm(tx, "shrink", text, loss.slot, loss.good.revision)

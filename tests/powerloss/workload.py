@@ -14,7 +14,7 @@ import json
 import random
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -116,6 +116,9 @@ class Listener:
                 slot, counter = self.pending.pop(number)
                 self.mark(Confirmed(slot, counter, self.kept[slot]))
         self.decided.set()
+
+    def refused(self, sequences: Sequence[int], reason: str) -> None:
+        raise AssertionError(f"{sequences}: {reason}")
 
     def not_stored(self, sequence: int, reason: str) -> None:
         raise AssertionError(reason)
