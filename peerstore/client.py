@@ -19,6 +19,7 @@ from peerstore.wire import features
 from peerstore.wire.messages import (
     MESSAGES,
     PONG_LIMIT,
+    ChannelReestablish,
     ErrorMessage,
     Init,
     Message,
@@ -26,6 +27,8 @@ from peerstore.wire.messages import (
     PeerStorageRetrieval,
     Ping,
     Pong,
+    UpdateChannelBackup,
+    UpdateNodeBackup,
     WarningMessage,
     decode_message,
     message_type,
@@ -33,6 +36,9 @@ from peerstore.wire.messages import (
 
 DEFAULT_FEATURES = features.OURS & ~(3 << features.OPTION_PROVIDE_STORAGE)
 """What a peer that only stores offers."""
+
+BOTH_DIALECTS = DEFAULT_FEATURES | 2 << features.WANT_PEER_BACKUP_STORAGE
+"""What a peer offers that stores by bolts pull request 881 too."""
 
 _READ_SIZE = 128 << 10
 
@@ -61,6 +67,10 @@ class Client:
     ) -> None:
         self.warnings: list[str] = []
         """The texts of every `warning` received."""
+        self.node_backup: bytes | None = None
+        """What the provider gave back in its `init` (bolts pull request 881)."""
+        self.channels: dict[bytes, ChannelReestablish] = {}
+        """What it gave back of each channel."""
         self._confirmed = 0
         self._reader = reader
         self._writer = writer
@@ -134,16 +144,40 @@ class Client:
             raise ProbeError(f"the provider is not on the network {network.value}")
         if not features.offers(message.features, features.OPTION_PROVIDE_STORAGE):
             raise ProbeError("the provider does not offer storage (option_provide_storage, 42/43)")
+        self.node_backup = message.node_backup
+        if self.node_backup is not None:
+            # Who says nothing after it may have been one that had to hang up on it.
+            await self.send(Ping(PONG_LIMIT))
         return message
 
     async def retrieve(self) -> bytes | None:
-        """What the provider gave back after `init`, None when nothing is stored."""
+        """What the provider gave back after `init`, None when nothing is stored.
+
+        After it `channels` is complete too.
+        """
         await self._round_trip()
         return self._retrieval
+
+    def channel_backup(self, channel_id: bytes) -> bytes | None:
+        """What it gave back of a channel so far."""
+        reestablish = self.channels.get(channel_id)
+        return None if reestablish is None else reestablish.channel_backup
 
     async def store(self, blob: bytes) -> None:
         """Send an update of at most 65531 bytes; `confirm` tells what became of it."""
         await self.send(PeerStorage(blob))
+
+    async def store_node_backup(self, blob: bytes) -> None:
+        """Send a node backup of at most 32000 bytes (bolts pull request 881)."""
+        await self.send(UpdateNodeBackup(blob))
+
+    async def store_channel_backup(self, blob: bytes, *messages: bytes) -> None:
+        """Send a channel backup of at most 32000 bytes (bolts pull request 881).
+
+        `messages` are the channel messages to send behind it, types included: the first names its
+        channel, and one of them has to complete an update of the channel.
+        """
+        await self.send_raw(UpdateChannelBackup(blob).encode(), *messages)
 
     async def confirm(self) -> None:
         """Wait until the provider has confirmed all that was stored since the last time.
@@ -187,6 +221,8 @@ class Client:
                 continue
             if isinstance(message, PeerStorageRetrieval):
                 self._retrieval = message.blob
+            elif isinstance(message, ChannelReestablish):
+                self.channels[message.channel_id] = message
             elif isinstance(message, WarningMessage):
                 self.warnings.append(message.text)
             return message

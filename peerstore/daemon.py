@@ -117,6 +117,7 @@ class Daemon:
             "uris": self.uris,
             "version": __version__,
             "connections": len(self.server.connections),
+            "events": dict(self.server.events),
         }
 
 

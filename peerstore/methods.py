@@ -29,11 +29,16 @@ def parse_slot(node_id: str, kind: str, channel_id: str = "") -> Slot:
         channel = bytes.fromhex(channel_id)
     except ValueError:
         raise AddressError(f"{channel_id!r} is not a channel id: 64 hexadecimal digits") from None
-    wanted = CHANNEL_ID_SIZE if backup_kind is BackupKind.CHANNEL_BACKUP else 0
-    if len(channel) != wanted:
+    of_channel = backup_kind is BackupKind.CHANNEL_BACKUP
+    if not channel and of_channel:
         raise AddressError(
-            "a channel_backup, and no other kind, has a channel id of 64 hexadecimal digits"
+            "a channel_backup is one of several: give its channel id, 64 hexadecimal digits"
+            " (`peerstore backups list` has them)"
         )
+    if channel and not of_channel:
+        raise AddressError(f"a {backup_kind.label} has no channel id")
+    if len(channel) != (CHANNEL_ID_SIZE if of_channel else 0):
+        raise AddressError(f"{channel_id!r:.100} is not a channel id: 64 hexadecimal digits")
     return Slot(parse_node_id(node_id), backup_kind, channel)
 
 

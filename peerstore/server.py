@@ -13,6 +13,7 @@ is sent, and the store keeps up.
 from __future__ import annotations
 
 import asyncio
+import collections
 import errno
 import ipaddress
 import socket
@@ -24,7 +25,17 @@ import structlog
 
 from peerstore.connection import Authenticated, Connection
 from peerstore.errors import DecryptionError, ListenError, StoreError, TransportError
-from peerstore.session import Action, Close, Report, Retrieve, Send, Session, Timeouts
+from peerstore.session import (
+    Action,
+    Close,
+    Forgo,
+    Report,
+    Retrieve,
+    Send,
+    Session,
+    Stored,
+    Timeouts,
+)
 from peerstore.session import Store as StoreUpdate
 from peerstore.store.base import Lease, Store
 from peerstore.transport.secp256k1 import KeyPair
@@ -74,6 +85,8 @@ class PeerServer:
         """The newest connection of each peer that is authenticated."""
         self.connections: set[PeerConnection] = set()
         """Every open connection, in whatever state."""
+        self.events: collections.Counter[str] = collections.Counter()
+        """How often each event of the sessions' reports came since the start."""
         self.frozen = False
         self.addresses: list[tuple[str, int]] = []
         """Where it listens, with the ports that the kernel picked for port 0."""
@@ -155,6 +168,7 @@ class PeerConnection(asyncio.BufferedProtocol):
         "_connection",
         "_deadline",
         "_eof",
+        "_eof_after_init",
         "_lease",
         "_reading",
         "_server",
@@ -163,6 +177,7 @@ class PeerConnection(asyncio.BufferedProtocol):
         "_timer",
         "_transport",
         "_uncommitted",
+        "_wanted",
         "_writable",
         "node_id",
     )
@@ -176,10 +191,13 @@ class PeerConnection(asyncio.BufferedProtocol):
         self._lease: Lease | None = None
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
+        # What is to be read for the peer once it has read what it was sent before.
+        self._wanted: Retrieve | None = None
         self._acts = 0
         self._deadline = 0.0
         self._closing = False
         self._eof = False
+        self._eof_after_init = False
         self._reading = True
         self._writable = True
         self._uncommitted = False
@@ -195,6 +213,8 @@ class PeerConnection(asyncio.BufferedProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         if not self._closing:
             self._log_end("connection lost" if exc is None else str(exc))
+            # What it said before and was not looked at yet would have been an answer.
+            self._end_session(hung_up=not self._connection.buffered)
         self._closing = True
         if self._timer is not None:
             self._timer.cancel()
@@ -218,6 +238,7 @@ class PeerConnection(asyncio.BufferedProtocol):
     def eof_received(self) -> bool:
         # What came before may still wait, for the lease or the store: it is looked at first.
         self._eof = True
+        self._eof_after_init = self._session is not None and self._session.node_backup_shown
         if not self._closing:
             self._process()
         return True
@@ -227,6 +248,9 @@ class PeerConnection(asyncio.BufferedProtocol):
 
     def resume_writing(self) -> None:
         self._writable = True
+        if self._session is not None:
+            self._session.drained(self._server.loop.time())
+        self._read_wanted()
         self._process()
 
     # What the store calls
@@ -238,6 +262,11 @@ class PeerConnection(asyncio.BufferedProtocol):
             self._uncommitted = False
             self._carry_out(session.stored(sequence, self._server.loop.time()))
             self._process()
+
+    def refused(self, sequences: Sequence[int], reason: str) -> None:
+        """See store.base.Listener."""
+        if self._session is not None:
+            self._session.refused(sequences, reason)
 
     def not_stored(self, sequence: int, reason: str) -> None:
         """See store.base.Listener."""
@@ -254,6 +283,7 @@ class PeerConnection(asyncio.BufferedProtocol):
         if self._closing:
             return
         self._log_end(reason)
+        self._end_session(hung_up=False)
         self._closing = True
         self._flush()
         self._transport.close()
@@ -264,6 +294,8 @@ class PeerConnection(asyncio.BufferedProtocol):
 
     def abort(self) -> None:
         """Close at once."""
+        if not self._closing:
+            self._end_session(hung_up=False)
         self._closing = True
         self._transport.abort()
 
@@ -326,7 +358,13 @@ class PeerConnection(asyncio.BufferedProtocol):
         if not self._closing:
             self._arm()
 
+    def _end_session(self, *, hung_up: bool) -> None:
+        """Nothing more is taken from the peer; `hung_up` says whether that is its doing."""
+        if self._session is not None:
+            self._carry_out(self._session.end(self._server.loop.time(), hung_up=hung_up))
+
     def _end_of_stream(self) -> None:
+        self._end_session(hung_up=self._eof_after_init)
         try:
             self._connection.receive_eof()
         except TransportError as error:
@@ -359,6 +397,7 @@ class PeerConnection(asyncio.BufferedProtocol):
             chain_hash=self._server.network.chain_hash,
             now=self._server.loop.time(),
             remote_addr=self._remote_addr(),
+            stored=stored_of(lease),
             timeouts=self._server.limits.session,
         )
         self._server.log.debug("peer_connected", node_id=node_id.hex(), address=self._address())
@@ -372,9 +411,14 @@ class PeerConnection(asyncio.BufferedProtocol):
             elif isinstance(action, StoreUpdate):
                 self._put(action)
             elif isinstance(action, Retrieve):
-                self._retrieve()
+                self._wanted = action
             elif isinstance(action, Report):
-                self._server.log.info(action.event, node_id=self._hex_id(), **action.details)
+                self._server.events[action.event] += 1
+                if action.logged:
+                    self._server.log.info(action.event, node_id=self._hex_id(), **action.details)
+            elif isinstance(action, Forgo):
+                assert self._lease is not None  # noqa: S101 - older than the session
+                self._lease.forgo_node_backup()
             elif isinstance(action, Close):
                 self.close(action.reason)
 
@@ -382,16 +426,19 @@ class PeerConnection(asyncio.BufferedProtocol):
         assert self._lease is not None and self.node_id is not None  # noqa: S101, PT018
         self._uncommitted = True
         slot = Slot(self.node_id, update.kind, update.channel_id)
-        self._lease.put(update.sequence, slot, update.blob)
+        self._lease.put(update.sequence, slot, update.blob, update.channel)
 
-    def _retrieve(self) -> None:
-        assert self._lease is not None and self._session is not None  # noqa: S101, PT018
-        for slot in self._lease.slots:
-            if slot.kind is BackupKind.PEER_STORAGE:
-                read = self._read_and_replay(self._lease, self._session, slot)
-                self._task = self._server.loop.create_task(read)
-                return
-        self._carry_out(self._session.retrieved(None))
+    def _read_wanted(self) -> None:
+        """Read the next backup for the peer, unless it has yet to read the ones before."""
+        wanted = self._wanted
+        if wanted is None or not self._writable or self._closing:
+            return
+        self._wanted = None
+        lease, session = self._lease, self._session
+        assert lease is not None and session is not None and self.node_id is not None  # noqa: S101, PT018
+        slot = Slot(self.node_id, wanted.kind, wanted.channel_id)
+        read = self._read_and_replay(lease, session, slot)
+        self._task = self._server.loop.create_task(read)
 
     async def _read_and_replay(self, lease: Lease, session: Session, slot: Slot) -> None:
         blob = None
@@ -418,6 +465,8 @@ class PeerConnection(asyncio.BufferedProtocol):
         data = self._connection.data_to_send()
         if data:
             self._transport.write(data)
+        # Only now: what was read before has left, or it keeps the next one waiting.
+        self._read_wanted()
 
     def _broken(self, error: TransportError) -> None:
         """BOLT 8 was broken: close at once, answer nothing."""
@@ -427,6 +476,7 @@ class PeerConnection(asyncio.BufferedProtocol):
             self._log_end("the peer hung up on our init")
         else:
             self._log_end(str(error))
+        self._end_session(hung_up=isinstance(error, DecryptionError))
         self.abort()
 
     def _arm(self) -> None:
@@ -477,6 +527,17 @@ class PeerConnection(asyncio.BufferedProtocol):
         self._server.log.debug(
             "peer_disconnected", node_id=self._hex_id(), address=self._address(), reason=reason
         )
+
+
+def stored_of(lease: Lease) -> Stored:
+    """What a connection's session has to know of what is stored."""
+    kinds = {slot.kind for slot in lease.slots}
+    return Stored(
+        peer_storage=BackupKind.PEER_STORAGE in kinds,
+        node_backup=BackupKind.NODE_BACKUP in kinds and not lease.node_backup_forgone,
+        # As it is now: what is committed later is not what this connection gets back.
+        channels=dict(lease.channels),
+    )
 
 
 def _listening_socket(host: str, port: int) -> socket.socket:

@@ -7,33 +7,36 @@ have to be carried out. It knows nothing of sockets, BOLT 8 or the database.
 
 States:
 
-    INIT    our `init` is out, the peer's has not come
-    REPLAY  both are there; what is stored for the peer is being read, `receive` must wait
+    INIT    the peer's `init` has not come; ours is out, unless it waits to carry a node backup
+    REPLAY  the peer is being given back what is stored, piece by piece; `receive` must wait
     OPEN    the peer has been given what it has here; its messages are served
     CLOSED  nothing more is said or taken
 
-Confirmation. Neither storage proposal acknowledges an update, so a `pong` does: it says that
-every update received since the pong before it is durable, unless a warning that begins with
-`storage:` came in between. The stretch between two pings is an interval here; pongs leave in the
-order of their pings, each with its interval's warning before it. A peer needs to know nothing of
-this to be served well.
+Two dialects are spoken on one connection: `peer_storage` (BOLT 1), and `update_node_backup` and
+`update_channel_backup` (bolts pull request 881), which only a peer that sets 40 or 41 may use.
+
+What a `pong` confirms is in confirmation.py, what channel messages mean for backups in streams.py.
 """
 
 from __future__ import annotations
 
 import enum
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+from peerstore.confirmation import Confirmations
 from peerstore.errors import CodecError, FeatureError
-from peerstore.types import BackupKind
+from peerstore.streams import CHANNEL_TYPES, ChannelStreams, Outcome
+from peerstore.types import BackupKind, ChannelState
 from peerstore.wire import features
 from peerstore.wire.messages import (
     ALL_CHANNELS,
     CHANNEL_MESSAGES,
+    MAX_BACKUP_SIZE,
     PONG_LIMIT,
+    ChannelReestablish,
     ErrorMessage,
     Init,
     PeerStorage,
@@ -44,25 +47,27 @@ from peerstore.wire.messages import (
     QueryShortChannelIds,
     ReplyChannelRange,
     ReplyShortChannelIdsEnd,
+    UpdateChannelBackup,
+    UpdateNodeBackup,
     WarningMessage,
     channel_id_of,
     decode_message,
     message_type,
 )
 
-COMMIT_TIMEOUT = 2.0
-"""Seconds after which a pong no longer waits for the store, and a warning says so."""
-
-MAX_CHANNELS = 100
-"""Channels that one connection may name before it is closed."""
-
 MAX_REPORTS = 20
-"""Things to be told to the operator of one connection; a peer must not fill the log."""
+"""Things of one connection that are logged; a peer must not fill the log."""
 
-MAX_INTERVALS = 32
-"""Pings that may wait for the store before the peer is read no further."""
+HANG_UP_SECONDS = 5.0
+"""Within how long a peer hangs up that can't bear its node backup in our `init`."""
+
+ANY_POINT = bytes.fromhex("0279be667ef9dcbbac55a06295ce870b07029bfcdb2dce28d959f2815b16f81798")
+"""secp256k1's generator, where channel_reestablish wants a valid point that nobody looks at."""
 
 _GOSSIP = range(256, 266)
+_UPDATES = frozenset(
+    kind.TYPE.to_bytes(2, "big") for kind in (PeerStorage, UpdateNodeBackup, UpdateChannelBackup)
+)
 
 
 class State(enum.Enum):
@@ -84,6 +89,19 @@ class Timeouts:
 
 
 @dataclass(frozen=True, slots=True)
+class Stored:
+    """What the peer has here when its connection is authenticated.
+
+    `node_backup` is False too where the peer must not be shown it. `channels` are those with a
+    backup; None stands for a state that can't be trusted: such a channel is not replayed.
+    """
+
+    peer_storage: bool = False
+    node_backup: bool = False
+    channels: Mapping[bytes, ChannelState | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Send:
     """Send a message, type included."""
 
@@ -92,25 +110,42 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class Retrieve:
-    """Read what is stored for the peer and call `retrieved`."""
+    """Read a backup and call `retrieved`, when the peer has read what it was sent before."""
+
+    kind: BackupKind
+    channel_id: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
 class Store:
-    """Store a backup and call `stored` or `not_stored` with this or a later sequence number."""
+    """Store a backup and call `stored` or `not_stored` with this or a later sequence number.
+
+    `channel` is the state of the channel of a channel backup; without a blob it is all that
+    there is to store.
+    """
 
     sequence: int
     kind: BackupKind
     channel_id: bytes
-    blob: bytes
+    blob: bytes | None
+    channel: ChannelState | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Forgo:
+    """Don't show the peer its node backup any more until it stores one anew."""
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Something the operator should see: an event's name for the log and its details."""
+    """Something the operator should see: an event's name for the log and its details.
+
+    One that is not `logged` is only counted: a peer must not fill the log.
+    """
 
     event: str
     details: Mapping[str, object]
+    logged: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,46 +155,37 @@ class Close:
     reason: str
 
 
-Action = Send | Retrieve | Store | Report | Close
-
-
-@dataclass(slots=True)
-class _Interval:
-    """The updates between two pings, and the pong that waits for them."""
-
-    last: int
-    """Sequence number of the newest update up to the end of the interval."""
-    num_pong_bytes: int = -1
-    """-1 until the ping that ends the interval has come."""
-    deadline: float = float("inf")
-    failure: str = ""
-    warned: bool = False
+Action = Send | Retrieve | Store | Forgo | Report | Close
 
 
 class Session:
     """See the module's docstring.
 
     `offered` is our feature vector, `chain_hash` our one chain, `remote_addr` the address
-    descriptor to echo to the peer or None. Times are seconds on any clock that never goes back.
+    descriptor to echo to the peer or None, `stored` what the peer has here. `initiator` says that
+    we have dialed: then our `init` never waits. Times are seconds on any clock that never goes
+    back.
     """
 
     __slots__ = (
         "_actions",
         "_chain_hash",
-        "_channels",
+        "_confirmations",
         "_heard",
-        "_intervals",
+        "_init_said",
+        "_initiator",
         "_offered",
         "_opened",
-        "_opened_channels",
         "_ping_in_flight",
-        "_received",
-        "_released",
         "_remote_addr",
+        "_replays",
         "_reports",
-        "_resolved",
+        "_shown_at",
         "_spoken",
+        "_stored",
+        "_streams",
         "_timeouts",
+        "_told_channels",
         "features",
         "state",
     )
@@ -171,6 +197,8 @@ class Session:
         now: float,
         offered: int = features.OURS,
         remote_addr: bytes | None = None,
+        stored: Stored = Stored(),
+        initiator: bool = False,
         timeouts: Timeouts = Timeouts(),
     ) -> None:
         self.state = State.INIT
@@ -184,37 +212,53 @@ class Session:
         self._heard = now
         self._spoken = False
         self._ping_in_flight = False
-        self._channels: set[bytes] = set()
-        self._opened_channels: set[bytes] = set()
-        # Sequence numbers of updates: the newest received, the newest of which the store has
-        # said what became of it, and the newest whose pong is out.
-        self._received = 0
-        self._resolved = 0
-        self._released = 0
+        self._stored = stored
+        self._initiator = initiator
+        self._init_said = False
+        # When the peer was shown its node backup.
+        self._shown_at = float("-inf")
+        self._replays: deque[Retrieve] = deque()
+        self._streams = ChannelStreams(stored.channels)
+        # Channels that the peer was told about: with a warning, with an error for its opening.
+        self._told_channels: set[tuple[bytes, bool]] = set()
+        self._confirmations = Confirmations()
         self._reports = 0
-        self._intervals: deque[_Interval] = deque((_Interval(0),))
         self._actions: list[Action] = []
 
     # What the owner calls
 
     def start(self) -> Sequence[Action]:
-        """Say `init`."""
-        self._send(Init(self._offered, (self._chain_hash,), remote_addr=self._remote_addr))
+        """Say `init`, unless a node backup is stored: then the peer's is waited for.
+
+        TLV 2 is even: a peer that does not know it has to hang up, and only its `init` tells.
+        """
+        if self._initiator or not self._stored.node_backup:
+            self._say_init()
         return self._take_actions()
 
     @property
     def ready(self) -> bool:
         """Whether `receive` may be called; messages wait while it is False."""
-        return self.state in (State.INIT, State.OPEN) and len(self._intervals) <= MAX_INTERVALS
+        return self.state in (State.INIT, State.OPEN) and not self._confirmations.full
 
     @property
     def silent_since_init(self) -> bool:
-        """Whether the peer has sent its `init` and nothing after it."""
+        """Whether the peer has sent its `init` and nothing after it but warnings and errors."""
         return self.state in (State.REPLAY, State.OPEN) and not self._spoken
+
+    @property
+    def node_backup_shown(self) -> bool:
+        """Whether our `init` carried a node backup."""
+        return self._shown_at > float("-inf")
 
     def heard(self, now: float) -> None:
         """The peer has sent bytes, if not yet a whole message."""
         self._heard = now
+
+    def drained(self, now: float) -> None:
+        """The peer has read on: it is alive, and has not hung up on our `init`."""
+        self._heard = now
+        self._spoken = True
 
     def receive(self, data: bytes, now: float) -> Sequence[Action]:
         """Take one message of the peer, type included; only while `ready`."""
@@ -228,37 +272,47 @@ class Session:
                 self._dispatch(data, now)
         except (CodecError, FeatureError) as error:
             # An update that can't be read was refused, and the warning has to say so.
-            refused = data[:2] == PeerStorage.TYPE.to_bytes(2, "big")
+            refused = data[:2] in _UPDATES
             if refused:
                 self._report("update_refused", reason=str(error))
             self._fail(f"storage: {error}" if refused else str(error))
         return self._take_actions()
 
     def retrieved(self, blob: bytes | None) -> Sequence[Action]:
-        """What is stored for the peer, None when nothing is; ends REPLAY."""
+        """What was read for the last `Retrieve`, None when there is nothing that can be sent."""
         if self.state is State.REPLAY:
-            self.state = State.OPEN
-            if blob is not None:
-                self._send(PeerStorageRetrieval(blob))
+            self._replay(self._replays.popleft(), blob)
+            self._go_on_replaying()
         return self._take_actions()
+
+    def refused(self, sequences: Sequence[int], reason: str) -> None:
+        """These updates are not stored; `stored` follows for those around them."""
+        self._confirmations.refused(sequences, reason)
+        self._streams.refused(sequences)
 
     def stored(self, sequence: int, now: float) -> Sequence[Action]:
         """Every update up to `sequence` is durable, or was replaced by one that is."""
-        self._resolved = sequence
+        self._confirmations.stored(sequence)
+        self._streams.decided(sequence, stored=True)
         self._release(now)
         return self._take_actions()
 
     def not_stored(self, sequence: int, reason: str, now: float) -> Sequence[Action]:
         """The updates up to `sequence` that were not stored before can't be."""
-        told = max(self._resolved, self._released)
-        for interval in self._intervals:
-            if told >= sequence:
-                break
-            if interval.last > told:
-                interval.failure = interval.failure or reason
-                told = interval.last
-        self._resolved = sequence
+        self._confirmations.not_stored(sequence, reason)
+        self._streams.decided(sequence, stored=False)
         self._release(now)
+        return self._take_actions()
+
+    def end(self, now: float, *, hung_up: bool) -> Sequence[Action]:
+        """The connection is over; `hung_up` says that the peer ended it."""
+        if self.state is not State.CLOSED:
+            in_time = now <= self._shown_at + HANG_UP_SECONDS
+            if hung_up and in_time and not self._spoken:
+                reason = "the peer hung up when it was shown it"
+                self._actions.append(Report("node_backup_forgone", {"reason": reason}))
+                self._actions.append(Forgo())
+            self._end()
         return self._take_actions()
 
     def next_deadline(self) -> float:
@@ -266,16 +320,20 @@ class Session:
         if self.state is State.CLOSED:
             return float("inf")
         if self.state is State.INIT:
-            return self._opened + self._timeouts.init
+            return self._opened + self._timeouts.init * (1.0 if self._init_said else 0.5)
         waiting = self._ping_in_flight or self.state is State.REPLAY
         silence = self._timeouts.idle if waiting else self._timeouts.ping
-        return min(self._heard + silence, self._intervals[0].deadline)
+        return min(self._heard + silence, self._confirmations.deadline)
 
     def tick(self, now: float) -> Sequence[Action]:
         """Time has passed."""
         if self.state is State.INIT:
             if now >= self._opened + self._timeouts.init:
                 self._close("no init")
+            elif not self._init_said and now >= self.next_deadline():
+                # Should the peer wait for ours as well, one of the two has to begin.
+                self._report("init_without_node_backup")
+                self._say_init()
         elif self.state is not State.CLOSED:
             if now >= self._heard + self._timeouts.idle:
                 self._close("silent")
@@ -296,22 +354,40 @@ class Session:
             # Nothing is said to who does not begin with init (BOLT 1, init).
             self._close("the first message is not init")
             return
-        init = Init.decode(data)
-        features.check(init.features)
-        if init.networks is not None and self._chain_hash not in init.networks:
-            raise FeatureError("init: networks names no chain that is served here")
+        try:
+            init = Init.decode(data)
+            features.check(init.features)
+            if init.networks is not None and self._chain_hash not in init.networks:
+                raise FeatureError("init: networks names no chain that is served here")
+        except (CodecError, FeatureError):
+            if not self._init_said:
+                self._say_init()
+            raise
         self.features = init.features & features.KNOWN
         self.state = State.REPLAY
-        self._actions.append(Retrieve())
+        wanted = features.offers(self.features, features.WANT_PEER_BACKUP_STORAGE)
+        if not self._init_said:
+            if wanted:
+                self._replays.append(Retrieve(BackupKind.NODE_BACKUP))
+            else:
+                self._say_init()
+        self._replays.extend(self._behind_init(wanted=wanted))
+        self._go_on_replaying()
 
     def _dispatch(self, data: bytes, now: float) -> None:
-        self._spoken = True
         number = message_type(data)
         handler = _HANDLERS.get(number)
+        # Who hangs up on an init may say why before; what is about a channel is no such word.
+        about_all = number in (WarningMessage.TYPE, ErrorMessage.TYPE) and not any(data[2:34])
+        self._spoken = self._spoken or not about_all
         if handler is not None:
             handler(self, decode_message(data), now)
         elif number in CHANNEL_MESSAGES:
-            self._on_channel_message(number, data)
+            self._on_channel_message(number, data, now)
+        elif number % 2 and number in CHANNEL_TYPES:
+            # Unknown, but it may name the channel of a backup.
+            if len(data) >= 34 and (dropped := self._streams.name(channel_id_of(data))):
+                self._drop(dropped, now)
         elif number % 2 == 0 and number not in _GOSSIP:
             raise CodecError(f"message type {number} is even and unknown here")
 
@@ -324,21 +400,43 @@ class Session:
         )
 
     def _on_ping(self, message: Ping, now: float) -> None:
-        if message.num_pong_bytes >= PONG_LIMIT:
-            return
-        interval = self._intervals[-1]
-        interval.num_pong_bytes = message.num_pong_bytes
-        interval.deadline = now + COMMIT_TIMEOUT
-        self._intervals.append(_Interval(self._received))
-        self._release(now)
+        if message.num_pong_bytes < PONG_LIMIT:
+            self._confirmations.ping(message.num_pong_bytes, now)
+            self._release(now)
 
     def _on_pong(self, _message: Pong, _now: float) -> None:
         self._ping_in_flight = False
 
     def _on_peer_storage(self, message: PeerStorage, _now: float) -> None:
-        self._received += 1
-        self._intervals[-1].last = self._received
-        self._actions.append(Store(self._received, BackupKind.PEER_STORAGE, b"", message.blob))
+        self._store(BackupKind.PEER_STORAGE, b"", message.blob)
+
+    def _on_update_node_backup(self, message: UpdateNodeBackup, now: float) -> None:
+        refusal = self._refusal(message)
+        if refusal:
+            self._refuse(refusal, now)
+        else:
+            self._store(BackupKind.NODE_BACKUP, b"", message.blob)
+
+    def _on_update_channel_backup(self, message: UpdateChannelBackup, now: float) -> None:
+        refusal = self._refusal(message)
+        if not refusal:
+            # Should one be on offer already, this one takes its place, and its pong waits on.
+            self._streams.offer(message.blob)
+            self._confirmations.offer()
+            return
+        if self._streams.unfinished:
+            self._drop("update_channel_backup is dropped: the one after it is refused", now)
+        self._streams.offer(None)
+        self._refuse(refusal, now)
+
+    def _refusal(self, message: UpdateNodeBackup | UpdateChannelBackup) -> str:
+        """Why a backup of pull request 881 is not taken, "" when it is."""
+        if not features.offers(self.features, features.WANT_PEER_BACKUP_STORAGE):
+            bits = f"{features.NAMES[features.WANT_PEER_BACKUP_STORAGE]} (40/41)"
+            return f"{message.NAME}: your init does not set {bits}"
+        if len(message.blob) > MAX_BACKUP_SIZE:
+            return f"{message.NAME}: {len(message.blob)} bytes, at most {MAX_BACKUP_SIZE} are kept"
+        return ""
 
     def _on_peer_storage_retrieval(self, _message: PeerStorageRetrieval, _now: float) -> None:
         """Nothing of ours is stored with the peer."""
@@ -351,17 +449,32 @@ class Session:
     def _on_query_short_channel_ids(self, message: QueryShortChannelIds, _now: float) -> None:
         self._send(ReplyShortChannelIdsEnd(message.chain_hash))
 
-    def _on_channel_message(self, number: int, data: bytes) -> None:
-        channel_id = channel_id_of(data)
-        name = CHANNEL_MESSAGES[number]
-        opens = name in ("open_channel", "open_channel2")
-        if channel_id in (self._opened_channels if opens else self._channels):
+    def _on_channel_message(self, number: int, data: bytes, now: float) -> None:
+        outcome = self._streams.receive(number, data)
+        self._on_named(outcome, now)
+        if not outcome.served:
+            self._tell_of_no_channels(CHANNEL_MESSAGES[number], channel_id_of(data))
+
+    def _on_named(self, outcome: Outcome, now: float) -> None:
+        """Do what a channel message led to for the backups."""
+        if outcome.dropped:
+            self._drop(outcome.dropped, now)
+        update = outcome.update
+        if update is None:
             return
-        if channel_id not in self._channels and len(self._channels) >= MAX_CHANNELS:
-            raise CodecError(f"messages for more than {MAX_CHANNELS} channels on one connection")
-        self._channels.add(channel_id)
-        if opens:
-            self._opened_channels.add(channel_id)
+        kind = BackupKind.CHANNEL_BACKUP
+        sequence = self._store(kind, update.channel_id, update.blob, update.state)
+        if update.blob is not None:
+            self._streams.hand_in(sequence, update.channel_id)
+            self._confirmations.complete(sequence)
+
+    def _tell_of_no_channels(self, name: str, channel_id: bytes) -> None:
+        opens = name in ("open_channel", "open_channel2")
+        if (channel_id, opens) in self._told_channels or (
+            not opens and (channel_id, True) in self._told_channels
+        ):
+            return
+        self._told_channels.add((channel_id, opens))
         text = f"{name}: this node only keeps backups and has no channels"
         self._report("channel_message_refused", message=name, channel_id=channel_id.hex())
         if opens and channel_id != ALL_CHANNELS:
@@ -371,26 +484,86 @@ class Session:
             # node whose id we carry or by a mistake of its own, would force-close it.
             self._warn(f"channel {channel_id.hex()}: {text}")
 
+    # What is given back
+
+    def _behind_init(self, *, wanted: bool) -> Iterator[Retrieve]:
+        """What is given back once both `init` are there, in this order."""
+        if self._stored.peer_storage:
+            yield Retrieve(BackupKind.PEER_STORAGE)
+        if wanted:
+            # To all others TLV 1 of channel_reestablish means next_funding.
+            for channel_id, state in sorted(self._stored.channels.items()):
+                if state is not None:
+                    yield Retrieve(BackupKind.CHANNEL_BACKUP, channel_id)
+
+    def _go_on_replaying(self) -> None:
+        if self._replays:
+            self._actions.append(self._replays[0])
+        else:
+            self.state = State.OPEN
+
+    def _replay(self, what: Retrieve, blob: bytes | None) -> None:
+        if what.kind is BackupKind.NODE_BACKUP:
+            self._say_init(blob)
+            if blob is not None:
+                self._shown_at = self._heard
+        elif blob is None:
+            return
+        elif what.kind is BackupKind.PEER_STORAGE:
+            self._send(PeerStorageRetrieval(blob))
+        else:
+            state = self._stored.channels[what.channel_id]
+            assert state is not None  # noqa: S101 - else it is not replayed
+            self._send(
+                ChannelReestablish(
+                    what.channel_id,
+                    state.commitments + 1,
+                    state.revocations,
+                    state.last_secret,
+                    ANY_POINT,
+                    blob,
+                )
+            )
+
+    def _say_init(self, node_backup: bytes | None = None) -> None:
+        self._init_said = True
+        self._send(Init(self._offered, (self._chain_hash,), node_backup, self._remote_addr))
+
+    # What is stored and what is not
+
+    def _store(
+        self,
+        kind: BackupKind,
+        channel_id: bytes,
+        blob: bytes | None,
+        channel: ChannelState | None = None,
+    ) -> int:
+        sequence = self._confirmations.update()
+        self._actions.append(Store(sequence, kind, channel_id, blob, channel))
+        return sequence
+
+    def _refuse(self, reason: str, now: float) -> None:
+        """An update is not taken."""
+        self._confirmations.refuse(reason)
+        self._release(now)
+
+    def _drop(self, reason: str, now: float) -> None:
+        """The update_channel_backup on offer is not stored."""
+        self._confirmations.withdraw(reason)
+        self._release(now)
+
     # What we say
 
     def _release(self, now: float) -> None:
         """Send the warnings and pongs whose turn has come."""
-        intervals = self._intervals
-        while self.state is not State.CLOSED:
-            interval = intervals[0]
-            undecided = interval.last > max(self._resolved, self._released)
-            late = undecided and now >= interval.deadline
-            if late and not interval.failure:
-                interval.failure = f"not committed within {COMMIT_TIMEOUT:g} s, may be later"
-            if interval.failure and not interval.warned:
-                interval.warned = True
-                self._warn(f"storage: {interval.failure}")
-                self._report("update_refused", reason=interval.failure)
-            if interval.num_pong_bytes < 0 or (undecided and not late):
-                return
-            self._send(Pong(bytes(interval.num_pong_bytes)))
-            self._released = interval.last
-            intervals.popleft()
+        if self.state is State.CLOSED:
+            return
+        for due in self._confirmations.due(now):
+            if isinstance(due, str):
+                self._warn(f"storage: {due}")
+                self._report("update_refused", reason=due)
+            else:
+                self._send(Pong(bytes(due)))
 
     def _send(self, message: Any) -> None:
         self._actions.append(Send(message.encode()))
@@ -400,9 +573,9 @@ class Session:
 
     def _report(self, event: str, **details: object) -> None:
         self._reports += 1
-        if self._reports < MAX_REPORTS:
-            self._actions.append(Report(event, details))
-        elif self._reports == MAX_REPORTS:
+        logged = self._reports < MAX_REPORTS
+        self._actions.append(Report(event, details, logged))
+        if self._reports == MAX_REPORTS:
             self._actions.append(Report("reports_suppressed", {"after": MAX_REPORTS}))
 
     def _fail(self, text: str) -> None:
@@ -411,8 +584,15 @@ class Session:
         self._close(text)
 
     def _close(self, reason: str) -> None:
-        self.state = State.CLOSED
+        self._end()
         self._actions.append(Close(reason))
+
+    def _end(self) -> None:
+        self.state = State.CLOSED
+        if self._streams.unfinished:
+            reason = "the connection ended before the message that completes it"
+            # There is at most one of these, and the log has to say it.
+            self._actions.append(Report("channel_backup_dropped", {"reason": reason}))
 
     def _take_actions(self) -> Sequence[Action]:
         actions = self._actions
@@ -430,6 +610,8 @@ _HANDLERS: Mapping[int, Callable[[Session, Any, float], None]] = {
     Pong.TYPE: Session._on_pong,
     PeerStorage.TYPE: Session._on_peer_storage,
     PeerStorageRetrieval.TYPE: Session._on_peer_storage_retrieval,
+    UpdateNodeBackup.TYPE: Session._on_update_node_backup,
+    UpdateChannelBackup.TYPE: Session._on_update_channel_backup,
     QueryChannelRange.TYPE: Session._on_query_channel_range,
     QueryShortChannelIds.TYPE: Session._on_query_short_channel_ids,
 }

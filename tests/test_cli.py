@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from peerstore import __version__
-from peerstore.client import Client
+from peerstore.client import Client, StorageRefusedError
 from peerstore.control import (
     INTERNAL_ERROR,
     INVALID_PARAMS,
@@ -189,6 +189,25 @@ def test_info_as_json(either: Daemon, json_place: str) -> None:
 def test_info_counts_connections(running: Daemon) -> None:
     with socket.create_connection((running.address.host, running.address.port)):
         assert answered(running.command("info", "--json"))["connections"] == 1
+
+
+def test_info_counts_what_was_told_of_peers_since_the_start(daemon: Daemon) -> None:
+    async def refuse(times: int) -> None:
+        async with await Client.connect(daemon.address, key_pair(0x41)) as client:
+            await client.init(Network.REGTEST)
+            for _ in range(times):
+                await client.store_node_backup(b"this peer did not ask for it in its init")
+                with pytest.raises(StorageRefusedError):
+                    await client.confirm()
+
+    assert answered(daemon.command("info", "--json"))["events"] == {}
+    for times in (1, 2):
+        asyncio.run(refuse(times))
+    assert answered(daemon.command("info", "--json"))["events"] == {"update_refused": 3}
+    daemon.stop()
+    assert answered(daemon.command("info", "--json"))["events"] is None
+    daemon.start()
+    assert answered(daemon.command("info", "--json"))["events"] == {}
 
 
 def test_info_after_a_kill_says_that_it_does_not_run(daemon: Daemon) -> None:
@@ -522,6 +541,48 @@ def test_probe_as_json(daemon: Daemon, json_place: str) -> None:
         assert step["detail"]
 
 
+STEPS_881 = [
+    *("connect", "init", "retrieve", "store node", "store channel"),
+    *("reconnect", "compare node", "compare channel"),
+]
+
+
+def test_probe_of_the_other_dialect_says_each_step(daemon: Daemon) -> None:
+    uri = daemon.document["uris"][0]
+    for before in ("nothing is stored yet", "31.2 KiB from before"):
+        result = daemon.command("probe", uri, "--dialect", "881")
+        *steps, verdict = said(result).splitlines()
+        assert [line[:15].rstrip() for line in steps] == STEPS_881
+        assert f"node backup: {before}; channel backup: {before}" in steps[2]
+        assert verdict.endswith("what came back is what was stored.")
+    document = answered(daemon.command("--json", "info"))
+    assert (document["peers"], document["backups"]) == (1, 2)
+    # The first dialect's backup stands beside them.
+    said(daemon.command("probe", uri))
+    kinds = [row["kind"] for row in answered(daemon.command("--json", "backups", "list"))["items"]]
+    assert kinds == ["peer_storage", "node_backup", "channel_backup"]
+
+
+@pytest.mark.parametrize("size", ["0", "32000"])
+def test_probe_of_the_other_dialect_as_json(daemon: Daemon, size: str) -> None:
+    uri = daemon.document["uris"][0]
+    for _ in range(2):
+        words = ("probe", uri, "--dialect", "881", "--size", size, "--json")
+        document = answered(daemon.command(*words))
+        assert (document["uri"], document["ok"]) == (uri, True)
+        assert [step["step"] for step in document["steps"]] == STEPS_881
+        assert all(step["ok"] is True for step in document["steps"])
+
+
+def test_probe_with_less_than_before_says_that_the_larger_backups_are_held(daemon: Daemon) -> None:
+    uri = daemon.document["uris"][0]
+    said(daemon.command("probe", uri, "--dialect", "881"))
+    result = daemon.command("probe", uri, "--dialect", "881", "--size", "10")
+    assert "holds the larger backup" in said(result).splitlines()[-1]
+    alarms = answered(daemon.command("--json", "info"))["alarms"]
+    assert [alarm["kind"] for alarm in alarms] == ["shrink", "shrink"]
+
+
 def test_probe_of_a_dead_port_is_one_line(stopped: Daemon, tmp_path: Path) -> None:
     uri = stopped.document["uris"][0]
     result = run_command(tmp_path / "prober", "probe", uri)
@@ -813,6 +874,8 @@ def test_a_damaged_backup_is_not_exported(data_dir: Path, tmp_path: Path) -> Non
         ["no-such-command"],
         ["probe"],
         ["probe", f"{UNKNOWN}@127.0.0.1:1", "--size", "65532"],
+        ["probe", f"{UNKNOWN}@127.0.0.1:1", "--dialect", "881", "--size", "32001"],
+        ["probe", f"{UNKNOWN}@127.0.0.1:1", "--dialect", "1110"],
         ["backups", "export"],
         ["backups", "export", FIRST, "--kind", "no_such_kind"],
         ["backups", "export", FIRST, "--revision", "newest"],

@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from peerstore.client import Client
+from peerstore.client import BOTH_DIALECTS, Client
 from peerstore.types import Network
+from peerstore.wire.messages import Init, RevokeAndAck
 from tests.daemon import Daemon, Result, run_command
 from tests.helpers import key_pair
 
@@ -163,8 +164,8 @@ def test_the_last_deletion_takes_the_peer_with_it(stored: Daemon) -> None:
         (("delete", ID[:6], "--revision", "1", "--yes"), "at least 8 digits"),
         (("delete", ID, "--revision", "9", "--yes"), "revision 9 of peer_storage is not stored"),
         (("history", "zz"), "'zz' is not a node id"),
-        (("pin", ID, "--revision", "1", "--kind", "channel_backup"), "has a channel id of 64"),
-        (("show", ID, "--channel-id", "00"), "has a channel id of 64"),
+        (("pin", ID, "--revision", "1", "--kind", "channel_backup"), "give its channel id"),
+        (("show", ID, "--channel-id", "00"), "nothing is stored of a channel 00"),
     ],
 )
 def test_what_can_not_be_done_is_one_line(
@@ -294,3 +295,257 @@ def test_output_to_a_closed_pipe_is_no_traceback(untouched: Daemon) -> None:
         os.close(write)
     assert result.code == 1
     assert result.stderr == ""
+
+
+# Node and channel backups
+
+CHANNEL, CLOSED_CHANNEL = (bytes((0xA1,)) * 32, bytes((0xA2,)) * 32)
+NODE_OPTIONS = ("--kind", "node_backup")
+CHANNEL_OPTIONS = ("--channel-id", CHANNEL.hex())
+FUNDING_SIGNED, SHUTDOWN, CLOSING_SIGNED, COMMITMENT_SIGNED = 35, 38, 39, 132
+of_either_kind = pytest.mark.parametrize(
+    "options", [NODE_OPTIONS, CHANNEL_OPTIONS], ids=["node_backup", "channel_backup"]
+)
+
+
+def channel_message(number: int, channel_id: bytes) -> bytes:
+    return number.to_bytes(2, "big") + channel_id + bytes(100)
+
+
+def revocation(channel_id: bytes) -> bytes:
+    return RevokeAndAck(channel_id, bytes(32), PEER.node_id).encode()
+
+
+def push_both(daemon: Daemon) -> None:
+    """Have PEER store a node backup and the backup of a channel (revisions 1 and 2), of another
+    one that is closed then (3), and by a second connection the first two anew (4 and 5)."""
+
+    async def connections() -> None:
+        for blob in (OLD, NEW):
+            async with await Client.connect(daemon.address, PEER) as client:
+                await client.init(Network.REGTEST, offered=BOTH_DIALECTS)
+                await client.store_node_backup(blob)
+                await client.confirm()
+                signed = channel_message(COMMITMENT_SIGNED, CHANNEL)
+                await client.store_channel_backup(blob, signed, signed, revocation(CHANNEL))
+                await client.confirm()
+                if blob is OLD:
+                    numbers = (FUNDING_SIGNED, COMMITMENT_SIGNED, SHUTDOWN, CLOSING_SIGNED)
+                    messages = [channel_message(number, CLOSED_CHANNEL) for number in numbers]
+                    await client.store_channel_backup(blob, *messages)
+                    await client.confirm()
+
+    asyncio.run(connections())
+
+
+def replayed(daemon: Daemon) -> dict[tuple[str, ...], bytes | None]:
+    """What PEER gets back, by the options that name it."""
+
+    async def connect() -> dict[tuple[str, ...], bytes | None]:
+        async with await Client.connect(daemon.address, PEER) as client:
+            await client.init(Network.REGTEST, offered=BOTH_DIALECTS)
+            await client.retrieve()
+            return {
+                NODE_OPTIONS: client.node_backup,
+                CHANNEL_OPTIONS: client.channel_backup(CHANNEL),
+            }
+
+    return asyncio.run(connect())
+
+
+@pytest.fixture(scope="module")
+def both_dialects(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """A running daemon after `push_both`, for tests that change nothing."""
+    daemon = Daemon(tmp_path_factory.mktemp("both") / "data")
+    daemon.start()
+    try:
+        push_both(daemon)
+        yield daemon
+    finally:
+        daemon.close()
+
+
+def test_backups_of_every_kind_are_listed(both_dialects: Daemon) -> None:
+    listed = done(both_dialects, "backups", "list", ID)["items"]
+    assert [(row["kind"], row["channel_id"], row["revision"], row["size"]) for row in listed] == [
+        ("node_backup", None, 4, len(NEW)),
+        ("channel_backup", CHANNEL.hex(), 5, len(NEW)),
+        ("channel_backup", CLOSED_CHANNEL.hex(), 3, len(OLD)),
+    ]
+    header, *lines = run_command(both_dialects.data_dir, "backups", "list").stdout.splitlines()
+    assert "CHANNEL ID" in header
+    assert [CHANNEL.hex() in line for line in lines] == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("options", "revisions"),
+    [
+        (NODE_OPTIONS, [1, 4]),
+        (CHANNEL_OPTIONS, [2, 5]),
+        (("--channel-id", "A1"), [2, 5]),
+        (("--kind", "channel_backup", "--channel-id", "a2a2a2a2"), [3]),
+    ],
+    ids=["kind", "channel id", "its beginning", "both"],
+)
+def test_a_history_is_that_of_the_backup_that_the_options_name(
+    both_dialects: Daemon, options: tuple[str, ...], revisions: list[int]
+) -> None:
+    history = done(both_dialects, "backups", "history", ID, *options)["items"]
+    assert [row["revision"] for row in history] == revisions
+    assert [row["current"] for row in history] == [False] * (len(history) - 1) + [True]
+
+
+def test_show_says_what_the_messages_of_a_channel_said(both_dialects: Daemon) -> None:
+    document = done(both_dialects, "backups", "show", ID, *CHANNEL_OPTIONS)
+    assert (document["revision"], document["channel_id"]) == (5, CHANNEL.hex())
+    assert document["channel"] == {
+        "sound": True,
+        "commitments": 4,
+        "revocations": 2,
+        "seen_whole": False,
+        "shutdown": False,
+        "closing": False,
+        "closed_at": None,
+    }
+    # The state is that of now, also beside an older version.
+    older = done(both_dialects, "backups", "show", ID, *CHANNEL_OPTIONS, "--revision", "2")
+    assert (older["revision"], older["channel"]) == (2, document["channel"])
+    closed = done(both_dialects, "backups", "show", ID, "--channel-id", "a2")["channel"]
+    assert (closed["seen_whole"], closed["shutdown"], closed["closing"]) == (True, True, True)
+    assert closed["closed_at"].endswith("Z")
+    lines = run_command(both_dialects.data_dir, "backups", "show", ID, *CHANNEL_OPTIONS).stdout
+    assert ["channel", "commitments", "4"] in [line.split() for line in lines.splitlines()]
+
+
+def test_show_of_a_node_backup_has_no_channel(both_dialects: Daemon) -> None:
+    document = done(both_dialects, "backups", "show", ID, *NODE_OPTIONS)
+    assert (document["kind"], document["revision"]) == ("node_backup", 4)
+    assert (document["channel_id"], document["withheld"]) == (None, False)
+    assert "channel" not in document
+
+
+def test_a_node_backup_is_withheld_from_who_hung_up_on_it_until_the_operator_holds_it(
+    daemon: Daemon,
+) -> None:
+    async def hang_up() -> None:
+        async with await Client.connect(daemon.address, PEER) as client:
+            await client.send(Init(BOTH_DIALECTS, (Network.REGTEST.chain_hash,)))
+            init = await client.receive()
+            assert isinstance(init, Init)
+            assert init.node_backup == NEW
+
+    push_both(daemon)
+    asyncio.run(hang_up())
+    while "node_backup_forgone" not in done(daemon, "info")["events"]:
+        pass
+    assert replayed(daemon) == {NODE_OPTIONS: None, CHANNEL_OPTIONS: NEW}
+    assert done(daemon, "backups", "show", ID, *NODE_OPTIONS)["withheld"] is True
+    done(daemon, "backups", "hold", ID, *NODE_OPTIONS, "--revision", "4")
+    assert done(daemon, "backups", "show", ID, *NODE_OPTIONS)["withheld"] is False
+    assert replayed(daemon) == {NODE_OPTIONS: NEW, CHANNEL_OPTIONS: NEW}
+
+
+@of_either_kind
+def test_export_takes_any_kind_and_revision(
+    both_dialects: Daemon, tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    document = done(both_dialects, "backups", "export", ID, *options)
+    assert bytes.fromhex(document["blob"]) == NEW
+    output = tmp_path / "old.bin"
+    revision = "1" if options is NODE_OPTIONS else "2"
+    words = ("backups", "export", ID, *options, "--revision", revision, "-o", str(output))
+    assert done(both_dialects, *words)["size"] == len(OLD)
+    assert output.read_bytes() == OLD
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (("show", ID), "peer_storage is not stored"),
+        (("show", ID, "--channel-id", "a"), "more than one channel's id begins with a"),
+        (("show", ID, "--channel-id", "b"), "nothing is stored of a channel b"),
+        (("show", ID, "--channel-id", "zz"), "'zz' is not a channel id"),
+        (("show", ID, "--channel-id", "a1" * 33), "is not a channel id"),
+        (("show", ID, *NODE_OPTIONS, *CHANNEL_OPTIONS), "a node_backup has no channel id"),
+        (("show", ID, *CHANNEL_OPTIONS, "--revision", "4"), f"channel_backup {CHANNEL.hex()} is"),
+        (
+            ("delete", ID, "--channel-id", "a1a1a1a", "--revision", "2", "--yes"),
+            "at least 8 digits of the channel id",
+        ),
+    ],
+)
+def test_what_names_no_backup_is_one_line(
+    both_dialects: Daemon, words: tuple[str, ...], problem: str
+) -> None:
+    assert problem in refused(both_dialects, "backups", *words)
+
+
+def test_verify_counts_every_kind(both_dialects: Daemon) -> None:
+    assert done(both_dialects, "verify") == {
+        "ok": True,
+        "checked": 5,
+        "damaged": [],
+        "problems": [],
+    }
+
+
+@pytest.mark.parametrize("run", [True, False], ids=["running", "stopped"])
+@of_either_kind
+def test_versions_of_every_kind_are_held_pinned_and_deleted(
+    daemon: Daemon, options: tuple[str, ...], run: bool
+) -> None:
+    push_both(daemon)
+    if not run:
+        daemon.stop()
+    old, new = ("1", "4") if options is NODE_OPTIONS else ("2", "5")
+    changed = done(daemon, "backups", "hold", ID, *options, "--revision", old)
+    assert (changed["kind"], changed["done"]) == (
+        "node_backup" if options is NODE_OPTIONS else "channel_backup",
+        True,
+    )
+    assert changed["channel_id"] == (None if options is NODE_OPTIONS else CHANNEL.hex())
+    done(daemon, "backups", "pin", ID, *options, "--revision", old)
+    history = done(daemon, "backups", "history", ID, *options)["items"]
+    assert [(row["held"], row["pinned"]) for row in history] == [(True, True), (False, False)]
+    if run:
+        assert replayed(daemon) == {NODE_OPTIONS: NEW, CHANNEL_OPTIONS: NEW} | {options: OLD}
+    done(daemon, "backups", "release", ID, *options)
+    done(daemon, "backups", "delete", ID, *options, "--revision", new, "--yes")
+    history = done(daemon, "backups", "history", ID, *options)["items"]
+    assert [(str(row["revision"]), row["current"]) for row in history] == [(old, True)]
+    if not run:
+        daemon.start()
+    assert replayed(daemon) == {NODE_OPTIONS: NEW, CHANNEL_OPTIONS: NEW} | {options: OLD}
+
+
+def test_the_last_deletion_takes_the_state_of_the_channel_with_it(daemon: Daemon) -> None:
+    push_both(daemon)
+    words = ("backups", "delete", ID, "--channel-id", "a2a2a2a2", "--revision", "3", "--yes")
+    done(daemon, *words)
+    assert f"nothing is stored of a channel {'a2' * 4}" in refused(daemon, *words)
+    assert done(daemon, "verify")["ok"] is True
+    daemon.stop()
+    with closing(sqlite3.connect(daemon.data_dir / "peerstore.db")) as database:
+        channels = database.execute("SELECT channel_id FROM channel").fetchall()
+    assert channels == [(CHANNEL,)]
+
+
+def test_a_state_that_is_damaged_is_told_by_show_verify_and_an_alarm(daemon: Daemon) -> None:
+    push_both(daemon)
+    daemon.stop()
+    with closing(sqlite3.connect(daemon.data_dir / "peerstore.db")) as database, database:
+        database.execute("UPDATE channel SET revocations = 7 WHERE channel_id = ?", (CHANNEL,))
+    shown = done(daemon, "backups", "show", ID, *CHANNEL_OPTIONS)["channel"]
+    assert (shown["sound"], shown["revocations"]) == (False, None)
+    result = run_command(daemon.data_dir, "verify", "--json")
+    assert result.code == 1
+    assert (result.document["ok"], result.document["damaged"]) == (False, [])
+    (problem,) = result.document["problems"]
+    assert CHANNEL.hex() in problem
+    # The backup can still be taken out.
+    document = done(daemon, "backups", "export", ID, *CHANNEL_OPTIONS)
+    assert bytes.fromhex(document["blob"]) == NEW
+    daemon.start()
+    assert replayed(daemon) == {NODE_OPTIONS: NEW, CHANNEL_OPTIONS: None}
+    (alarm,) = done(daemon, "alarms", "list")["items"]
+    assert (alarm["kind"], alarm["channel_id"]) == ("damaged", CHANNEL.hex())

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from peerstore.client import Client, ConnectionClosedError
+from peerstore.client import BOTH_DIALECTS, DEFAULT_FEATURES, Client, ConnectionClosedError
 from peerstore.connection import Authenticated, Connection, MessageReceived
 from peerstore.transport.secp256k1 import KeyPair
 from peerstore.types import Network, NodeAddress
@@ -24,6 +24,7 @@ from peerstore.wire.messages import (
     PeerStorageRetrieval,
     Ping,
     Pong,
+    RevokeAndAck,
     decode_message,
 )
 from tests.daemon import LOOPBACK, Daemon
@@ -43,10 +44,10 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
         daemon.close()
 
 
-async def peer(address: NodeAddress, key: KeyPair) -> Client:
+async def peer(address: NodeAddress, key: KeyPair, offered: int = DEFAULT_FEATURES) -> Client:
     """A peer that has connected and exchanged init."""
     client = await Client.connect(address, key)
-    await client.init(Network.REGTEST)
+    await client.init(Network.REGTEST, offered=offered)
     return client
 
 
@@ -69,6 +70,42 @@ async def test_a_confirmed_backup_survives_a_kill(daemon: Daemon) -> None:
     daemon.kill()
     daemon.start()
     assert await given_back(daemon.address, key) == blob
+
+
+async def test_confirmed_node_and_channel_backups_survive_a_kill_with_what_was_counted(
+    daemon: Daemon,
+) -> None:
+    key, channel_id, secret = KeyPair.generate(), os.urandom(32), os.urandom(32)
+    node_backup, channel_backup = os.urandom(32000), os.urandom(32000)
+    signed = b"\x00\x84" + channel_id + bytes(66)
+    add_htlc = b"\x00\x80" + channel_id + bytes(1000)
+
+    def revoked(secret: bytes) -> bytes:
+        return RevokeAndAck(channel_id, secret, key.node_id).encode()
+
+    async with await peer(daemon.address, key, BOTH_DIALECTS) as client:
+        await client.store(b"storage")
+        await client.store_node_backup(node_backup)
+        await client.store_channel_backup(channel_backup, signed, revoked(os.urandom(32)))
+        await client.confirm()
+        # What comes of the channel later is kept as well; a backup that nothing completes is not.
+        await client.send_raw(signed, signed, revoked(secret))
+        await client.confirm()
+        await client.store_channel_backup(os.urandom(32000), add_htlc)
+        await asyncio.to_thread(daemon.kill)
+    for _ in range(2):
+        daemon.start()
+        async with await peer(daemon.address, key, BOTH_DIALECTS) as client:
+            assert client.node_backup == node_backup
+            assert await client.retrieve() == b"storage"
+            assert client.channels.keys() == {channel_id}
+            reestablish = client.channels[channel_id]
+            assert reestablish.channel_backup == channel_backup
+            assert reestablish.next_commitment_number == 4
+            assert reestablish.next_revocation_number == 2
+            assert reestablish.your_last_per_commitment_secret == secret
+            await asyncio.to_thread(daemon.kill)
+    daemon.start()
 
 
 async def test_a_daemon_keeps_its_identity_and_its_backups_over_any_number_of_kills(

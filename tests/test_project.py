@@ -24,7 +24,9 @@ ALLOWED: dict[str, set[str]] = {
     "wire": {"errors", "types"},
     "transport": {"errors", "types"},
     "connection": {"errors", "types", "transport"},
-    "session": {"errors", "types", "wire"},
+    "streams": {"errors", "types", "wire"},
+    "confirmation": set(),
+    "session": {"errors", "types", "wire", "streams", "confirmation"},
     "store": {"errors", "types"},
     "server": {"errors", "types", "wire", "transport", "connection", "session", "store"},
     "client": {"errors", "types", "wire", "transport", "connection"},
@@ -37,7 +39,7 @@ ALLOWED: dict[str, set[str]] = {
 }
 """What each part of the package may import besides itself. daemon and cli may import all."""
 
-WITHOUT_IO = ("wire", "transport", "connection", "session")
+WITHOUT_IO = ("wire", "transport", "connection", "streams", "confirmation", "session")
 FORBIDDEN_WITHOUT_IO = {"asyncio", "socket", "time", "os", "random", "threading", "sqlite3"}
 
 

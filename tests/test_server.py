@@ -543,7 +543,7 @@ async def test_a_warning_reaches_a_peer_that_is_in_the_middle_of_much_more(node:
 # Messages
 
 
-@pytest.mark.parametrize("number", [20, 120, 1000, 0x8000, 0xFFFE])
+@pytest.mark.parametrize("number", [22, 122, 1000, 0x8000, 0xFFFE])
 async def test_an_unknown_even_message_is_told_and_closed_on(node: Node, number: int) -> None:
     async with opened(node) as peer:
         peer.say(number.to_bytes(2, "big") + b"?", PeerStorage(b"too late"), Ping(1))

@@ -19,6 +19,7 @@ from peerstore.cli.common import (
     iso,
     json_option,
     pass_app,
+    resolve_channel_id,
     resolve_node_id,
     size,
     stdout_is_terminal,
@@ -29,7 +30,7 @@ from peerstore.types import BackupKind
 
 if TYPE_CHECKING:
     from peerstore.store.base import Version
-    from peerstore.types import Slot
+    from peerstore.types import ChannelState, Slot
 
 KINDS = tuple(kind.label for kind in BackupKind)
 DELETE_DIGITS = 8
@@ -40,8 +41,17 @@ Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 def slot_options(command: Decorated) -> Decorated:
     """What names a slot: ID, --kind, --channel-id."""
     for decorate in (
-        click.option("--channel-id", metavar="C", default="", help="Of a channel backup."),
-        click.option("--kind", type=click.Choice(KINDS), default=KINDS[0], show_default=True),
+        click.option(
+            "--channel-id",
+            metavar="C",
+            default="",
+            help="Of a channel backup; the beginning will do where it fits one channel only.",
+        ),
+        click.option(
+            "--kind",
+            type=click.Choice(KINDS),
+            help=f"[default: {KINDS[0]}; with --channel-id {KINDS[2]}]",
+        ),
         click.argument("node_id", metavar="ID"),
     ):
         command = decorate(command)
@@ -78,7 +88,7 @@ def list_(app: App, node_id: str | None, limit: int | None) -> None:
 @slot_options
 @json_option
 @pass_app
-def history(app: App, node_id: str, kind: str, channel_id: str) -> None:
+def history(app: App, node_id: str, kind: str | None, channel_id: str) -> None:
     """Every version that is kept of a backup of the peer ID, the current one last."""
     slot = find_slot(app, node_id, kind, channel_id)
     versions = _versions(app, node_id, current_only=False, limit=None)
@@ -90,11 +100,18 @@ def history(app: App, node_id: str, kind: str, channel_id: str) -> None:
 @revision_option("Not what the peer gets back, but this version.", required=False)
 @json_option
 @pass_app
-def show(app: App, node_id: str, kind: str, channel_id: str, revision: int | None) -> None:
+def show(app: App, node_id: str, kind: str | None, channel_id: str, revision: int | None) -> None:
     """What is known of a backup of the peer ID: size, age, digest, pins."""
     version, _ = read(app, find_slot(app, node_id, kind, channel_id), revision, with_blob=False)
     document = row(version, history=True)
-    app.emit(document, lambda: "\n".join(f"{key:<11} {value}" for key, value in document.items()))
+    if version.revision.slot.kind is BackupKind.CHANNEL_BACKUP:
+        document["channel"] = _channel(app, version.revision.slot)
+    if version.revision.slot.kind is BackupKind.NODE_BACKUP:
+        document["withheld"] = _withheld(app, version.revision.slot)
+    shown = {key: value for key, value in document.items() if key != "channel"}
+    shown |= {f"channel {key}": value for key, value in document.get("channel", {}).items()}
+    width = max(map(len, shown))
+    app.emit(document, lambda: "\n".join(f"{key:<{width}} {v}" for key, v in shown.items()))
 
 
 @backups.command()
@@ -109,7 +126,12 @@ def show(app: App, node_id: str, kind: str, channel_id: str, revision: int | Non
 @json_option
 @pass_app
 def export(
-    app: App, node_id: str, kind: str, channel_id: str, revision: int | None, output: Path | None
+    app: App,
+    node_id: str,
+    kind: str | None,
+    channel_id: str,
+    revision: int | None,
+    output: Path | None,
 ) -> None:
     """Write the raw bytes of a backup of the peer ID, as the peer sent them.
 
@@ -139,7 +161,7 @@ def export(
 @json_option
 @pass_app
 def hold(
-    app: App, node_id: str, kind: str, channel_id: str, revision: int, span: str | None
+    app: App, node_id: str, kind: str | None, channel_id: str, revision: int, span: str | None
 ) -> None:
     """Give an older version back to the peer ID, in place of the current one.
 
@@ -163,7 +185,7 @@ def hold(
 @slot_options
 @json_option
 @pass_app
-def release(app: App, node_id: str, kind: str, channel_id: str) -> None:
+def release(app: App, node_id: str, kind: str | None, channel_id: str) -> None:
     """Give the current version back to the peer ID again."""
     slot = find_slot(app, node_id, kind, channel_id)
     _change_version(app, "backups.release", slot)
@@ -175,7 +197,7 @@ def release(app: App, node_id: str, kind: str, channel_id: str) -> None:
 @revision_option("The version to keep.", required=True)
 @json_option
 @pass_app
-def pin(app: App, node_id: str, kind: str, channel_id: str, revision: int) -> None:
+def pin(app: App, node_id: str, kind: str | None, channel_id: str, revision: int) -> None:
     """Keep a version of the peer ID until it is unpinned."""
     slot = find_slot(app, node_id, kind, channel_id)
     _change_version(app, "backups.pin", slot, revision=revision)
@@ -187,7 +209,7 @@ def pin(app: App, node_id: str, kind: str, channel_id: str, revision: int) -> No
 @revision_option("The version to unpin.", required=True)
 @json_option
 @pass_app
-def unpin(app: App, node_id: str, kind: str, channel_id: str, revision: int) -> None:
+def unpin(app: App, node_id: str, kind: str | None, channel_id: str, revision: int) -> None:
     """Undo the pins of a version of the peer ID, the automatic ones too."""
     slot = find_slot(app, node_id, kind, channel_id)
     _change_version(app, "backups.unpin", slot, revision=revision)
@@ -200,7 +222,9 @@ def unpin(app: App, node_id: str, kind: str, channel_id: str, revision: int) -> 
 @click.option("--yes", is_flag=True, help="Don't ask.")
 @json_option
 @pass_app
-def delete(app: App, node_id: str, kind: str, channel_id: str, revision: int, yes: bool) -> None:
+def delete(
+    app: App, node_id: str, kind: str | None, channel_id: str, revision: int, yes: bool
+) -> None:
     """Delete one version of a backup of the peer ID, for good."""
     slot = find_slot(app, node_id, kind, channel_id, digits=DELETE_DIGITS)
     version, _ = read(app, slot, revision, with_blob=False)
@@ -225,22 +249,25 @@ def show_versions(app: App, versions: list[Version], *, history: bool = False) -
         pinned = f"pinned ({version.pinned})" if version.pinned else ""
         return ", ".join(filter(None, (current, pinned, "held" if held else "")))
 
+    # Most peers have none, and 64 digits are a wide column.
+    channels = any(version.revision.slot.channel_id for version in versions)
+
+    def cells(version: Version) -> tuple[str, ...]:
+        slot = version.revision.slot
+        return (
+            slot.node_id.hex(),
+            slot.kind.label,
+            *((slot.channel_id.hex(),) if channels else ()),
+            str(version.revision.revision),
+            size(version.revision.size),
+            age(now - version.revision.stored_at),
+            marks(version),
+        )
+
+    header = ("NODE ID", "KIND", *(("CHANNEL ID",) if channels else ()))
     app.emit(
         {"items": [row(version, history=history) for version in versions]},
-        lambda: table(
-            ("NODE ID", "KIND", "REVISION", "SIZE", "AGE", ""),
-            [
-                (
-                    version.revision.slot.node_id.hex(),
-                    version.revision.slot.kind.label,
-                    str(version.revision.revision),
-                    size(version.revision.size),
-                    age(now - version.revision.stored_at),
-                    marks(version),
-                )
-                for version in versions
-            ],
-        ),
+        lambda: table((*header, "REVISION", "SIZE", "AGE", ""), [cells(v) for v in versions]),
     )
 
 
@@ -269,18 +296,22 @@ def row(version: Version, *, history: bool = False) -> dict[str, Any]:
     return document
 
 
-def find_slot(app: App, node_id: str, kind: str, channel_id: str, *, digits: int = 1) -> Slot:
+def find_slot(
+    app: App, node_id: str, kind: str | None, channel_id: str, *, digits: int = 1
+) -> Slot:
     """The slot of a peer that is named by the beginning of its id; raises AddressError."""
     import asyncio
 
     from peerstore.methods import parse_slot
     from peerstore.store.reader import SqliteReader
 
-    async def resolve() -> str:
+    async def resolve() -> tuple[str, str]:
         async with await SqliteReader.open(app.database) as reader:
-            return (await resolve_node_id(reader, node_id, digits=digits)).hex()
+            peer = await resolve_node_id(reader, node_id, digits=digits)
+            return peer.hex(), await resolve_channel_id(reader, peer, channel_id, digits=digits)
 
-    return parse_slot(asyncio.run(resolve()), kind, channel_id)
+    peer, channel = asyncio.run(resolve())
+    return parse_slot(peer, kind or KINDS[2 if channel_id else 0], channel)
 
 
 def read(app: App, slot: Slot, revision: int | None, *, with_blob: bool) -> tuple[Version, bytes]:
@@ -299,8 +330,43 @@ def read(app: App, slot: Slot, revision: int | None, *, with_blob: bool) -> tupl
     version, blob = asyncio.run(find())
     if version is None:
         which = f"revision {revision} of " if revision is not None else ""
-        raise StoreError(f"{which}{slot.kind.label} is not stored for {slot.node_id.hex()}")
+        raise StoreError(f"{which}{slot.label} is not stored for {slot.node_id.hex()}")
     return version, blob
+
+
+def _withheld(app: App, slot: Slot) -> bool:
+    """Whether a peer's node backup is not shown to it, because it hung up on it."""
+    import asyncio
+
+    from peerstore.store.reader import SqliteReader
+
+    async def find() -> bool:
+        async with await SqliteReader.open(app.database) as reader:
+            return (await reader.holdings(slot.node_id, 0)).forgone
+
+    return asyncio.run(find())
+
+
+def _channel(app: App, slot: Slot) -> dict[str, Any]:
+    """What the messages of a channel have said, as the JSON documents show it."""
+    import asyncio
+
+    from peerstore.store.reader import SqliteReader
+
+    async def find() -> tuple[ChannelState | None, int | None]:
+        async with await SqliteReader.open(app.database) as reader:
+            return await reader.channel(slot)
+
+    state, closed_at = asyncio.run(find())
+    return {
+        "sound": state is not None,
+        "commitments": state and state.commitments,
+        "revocations": state and state.revocations,
+        "seen_whole": state and state.whole,
+        "shutdown": state and state.shutdown,
+        "closing": state and state.closing,
+        "closed_at": None if closed_at is None else iso(closed_at),
+    }
 
 
 def _versions(

@@ -103,6 +103,30 @@ async def resolve_node_id(reader: SqliteReader, text: str, *, digits: int = 1) -
     return found[0]
 
 
+async def resolve_channel_id(
+    reader: SqliteReader, node_id: NodeId, text: str, *, digits: int = 1
+) -> str:
+    """The channel of a peer whose id begins with `text`, in hexadecimal, "" for ""; raises
+    AddressError unless it is exactly one."""
+    if not text:
+        return ""
+    prefix = text.lower()
+    if len(prefix) > 64 or set(prefix) - set("0123456789abcdef"):
+        raise AddressError(f"{text!r} is not a channel id or the beginning of one, in hexadecimal")
+    if len(prefix) < digits:
+        raise AddressError(f"{text!r}: give at least {digits} digits of the channel id here")
+    found = {
+        channel_id
+        async for version in reader.versions(node_id, current_only=True)
+        if (channel_id := version.revision.slot.channel_id.hex()).startswith(prefix)
+    }
+    if not found:
+        raise AddressError(f"nothing is stored of a channel {text} for {node_id.hex()}")
+    if len(found) > 1:
+        raise AddressError(f"more than one channel's id begins with {text}: give more digits")
+    return found.pop()
+
+
 def change(app: App, method: str, **parameters: Any) -> Any:
     """Have a method done: by the daemon when it runs, else here under its lock.
 

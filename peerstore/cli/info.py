@@ -49,6 +49,8 @@ async def _gather(app: App) -> dict[str, Any]:
         "schema_version": meta.schema_version,
         "running": running or bool(live),
         "connections": live.get("connections"),
+        # What was told of peers since the start, by event: refusals, warnings, dropped backups.
+        "events": live.get("events"),
         "peers": meta.counts.peers,
         "backups": meta.counts.backups,
         "versions": meta.counts.versions,

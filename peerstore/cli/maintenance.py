@@ -38,7 +38,11 @@ def verify(app: App) -> None:
     ]
     lines = [
         *(f"The database: {problem}" for problem in report.problems),
-        *(f"Damaged: revision {d['revision']} ({d['kind']}) of {d['node_id']}" for d in damaged),
+        *(
+            f"Damaged: revision {revision.revision} ({revision.slot.label}) of"
+            f" {revision.slot.node_id.hex()}"
+            for revision in report.damaged
+        ),
         f"{report.checked} backups checked, {len(damaged)} damaged.",
     ]
     app.emit(
