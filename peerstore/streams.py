@@ -184,7 +184,8 @@ class ChannelStreams:
         blob = None
         if offered is not None and completed:
             blob, self._offer = offered.blob, None
-        changed = channel.held and channel.state != before and not channel.unknown
+        lost = channel.unknown and not channel.handed_in
+        changed = channel.held and channel.state != before and not lost
         update = None
         if blob is not None or changed:
             update = ChannelUpdate(channel_id, channel.state, blob)

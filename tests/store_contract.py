@@ -1152,8 +1152,7 @@ class StoreContract:
                 waiting += 1
                 if congested(store):
                     break
-        # Some bytes are counted for each update beside its blob.
-        assert 32 <= waiting <= 33
+        assert waiting == 33
         await store.settle()
         assert not congested(store)
         assert recorder.told == [(1, None)] * waiting

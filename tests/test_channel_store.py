@@ -11,7 +11,7 @@ import pytest
 
 from peerstore.errors import StoreError
 from peerstore.methods import methods
-from peerstore.store.base import Counts
+from peerstore.store.base import Counts, Quotas
 from peerstore.store.history import DAY, HOUR
 from peerstore.store.migrate import migrations
 from peerstore.store.snapshot import verify
@@ -501,11 +501,11 @@ async def test_when_a_channel_was_closed_is_told_by_the_time_that_daemons_saw_pa
     ids=["channels", "bytes", "disk"],
 )
 async def test_what_is_too_much_is_refused_and_all_is_as_it_was(
-    backend: SqliteBackend, store: SqliteStore, quotas: object, reason: str
+    backend: SqliteBackend, store: SqliteStore, quotas: Quotas, reason: str
 ) -> None:
     assert await say(store, EARLY, bytes(100)) is None
     counts = await store.counts()
-    store.quotas = quotas  # type: ignore[assignment]
+    store.quotas = quotas
     assert reason in (await say(store, LATE, bytes(100), ALICES_OTHER_CHANNEL) or "")
     assert await states(store) == {CHANNEL: EARLY}
     lease = await store.open_lease(ALICE, Recorder())

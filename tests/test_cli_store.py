@@ -303,9 +303,6 @@ CHANNEL, CLOSED_CHANNEL = (bytes((0xA1,)) * 32, bytes((0xA2,)) * 32)
 NODE_OPTIONS = ("--kind", "node_backup")
 CHANNEL_OPTIONS = ("--channel-id", CHANNEL.hex())
 FUNDING_SIGNED, SHUTDOWN, CLOSING_SIGNED, COMMITMENT_SIGNED = 35, 38, 39, 132
-of_either_kind = pytest.mark.parametrize(
-    "options", [NODE_OPTIONS, CHANNEL_OPTIONS], ids=["node_backup", "channel_backup"]
-)
 
 
 def channel_message(number: int, channel_id: bytes) -> bytes:
@@ -445,7 +442,9 @@ def test_a_node_backup_is_withheld_from_who_hung_up_on_it_until_the_operator_hol
     assert replayed(daemon) == {NODE_OPTIONS: NEW, CHANNEL_OPTIONS: NEW}
 
 
-@of_either_kind
+@pytest.mark.parametrize(
+    "options", [NODE_OPTIONS, CHANNEL_OPTIONS], ids=["node_backup", "channel_backup"]
+)
 def test_export_takes_any_kind_and_revision(
     both_dialects: Daemon, tmp_path: Path, options: tuple[str, ...]
 ) -> None:
@@ -489,8 +488,11 @@ def test_verify_counts_every_kind(both_dialects: Daemon) -> None:
     }
 
 
-@pytest.mark.parametrize("run", [True, False], ids=["running", "stopped"])
-@of_either_kind
+@pytest.mark.parametrize(
+    ("options", "run"),
+    [(NODE_OPTIONS, True), (CHANNEL_OPTIONS, False)],
+    ids=["node_backup, running", "channel_backup, stopped"],
+)
 def test_versions_of_every_kind_are_held_pinned_and_deleted(
     daemon: Daemon, options: tuple[str, ...], run: bool
 ) -> None:

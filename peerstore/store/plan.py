@@ -127,15 +127,20 @@ class Planner:
 
     def add(self, lease: SqliteLease, slot: Slot, change: Change) -> None:
         """Decide about one change."""
+        taken = False
         try:
             if change.update is not None:
                 self._add_blob(lease, slot, change.update)
+                taken = True
         except Refused as refusal:
             self._refuse(lease, slot, str(refusal))
         # What the channel's messages say is so, whatever became of a blob; but without a backup
-        # there is nothing to give it back with.
+        # there is nothing to give it back with, and beside an old one whose own state is lost
+        # it would be wrong.
         if slot in lease.holdings.current:
-            self._add_channel(lease, slot, change.channel)
+            lost = lease.holdings.channels.get(slot.channel_id, ChannelState()) is None
+            if taken or not lost:
+                self._add_channel(lease, slot, change.channel)
         elif slot in self._new_slots:
             self._add_channel(lease, slot, change.channel or ChannelState())
 
