@@ -257,7 +257,7 @@ def _count(channel: _Channel, number: int, data: bytes, *, strict: bool) -> bool
         except CodecError:
             if strict:
                 raise
-            secret = state.last_secret
+            return False
         revocations = state.revocations + 1
         channel.state = replace(state, revocations=revocations, last_secret=secret, closing=False)
     elif number == SHUTDOWN:

@@ -72,7 +72,6 @@ from tests.test_streams import (
     REVOKE_AND_ACK,
     SECRET,
     SHUTDOWN,
-    UNKNOWN_ODD,
     UPDATE_ADD_HTLC,
     USED,
     A,
@@ -88,6 +87,8 @@ from tests.test_streams import (
 NODE = Retrieve(BackupKind.NODE_BACKUP)
 STORAGE = Retrieve(BackupKind.PEER_STORAGE)
 TOO_LARGE = bytes(32001)
+UNKNOWN_ODD = [37, 43, 75, 121, 129, 137, 255]
+"""Types of BOLT 1's group of channel messages."""
 
 Channels = Mapping[bytes, ChannelState | None]
 Bits = tuple[int, ...]
@@ -414,10 +415,14 @@ def test_half_a_type_is_no_backup(data: bytes) -> None:
 def test_an_unknown_odd_message_never_ends_a_connection() -> None:
     session = open_session()
     ids = channel_ids()
+    for _ in range(200):
+        assert say(session, of(next(ids), UNKNOWN_ODD[0])) == []
     say(session, *(commitment_signed(next(ids)) for _ in range(100)))
     say(session, UpdateChannelBackup(b"backup"))
-    actions = session.receive(of(A, UNKNOWN_ODD[0]), 1.0)
-    assert not any(isinstance(action, Close) for action in actions)
+    assert say(session, of(next(ids), UNKNOWN_ODD[0])) == []
+    (dropped,) = talk(say(session, of(next(ids), UNKNOWN_ODD[0])))
+    assert_about_storage(dropped)
+    assert session.ready
 
 
 # Warnings about channels
@@ -478,6 +483,13 @@ def test_a_channel_whose_first_backup_could_not_be_stored_is_warned_about() -> N
     assert A.hex() in text
     assert not text.startswith("storage:")
     assert say(session, commitment_signed(A)) == []
+
+
+def test_a_later_backup_that_could_not_be_stored_leaves_the_one_before() -> None:
+    session = open_session()
+    assert session.stored(back_up(session), 0.0) == ()
+    assert talk(session.not_stored(back_up(session), "no", 0.0)) == ["storage: no"]
+    assert say(session, of(A, 136), of(A, UPDATE_ADD_HTLC)) == []
 
 
 def test_other_channels_are_warned_about_once_as_ever() -> None:
@@ -593,6 +605,13 @@ def test_our_init_shows_no_node_backup_to_a_peer_that_does_not_ask_for_storage(b
         session = waiting_session()
         assert session.receive(data, 1.0) == [Send(OUR_INIT.encode())]
         assert session.state is State.OPEN
+
+
+def test_a_node_backup_in_the_peers_init_is_ignored() -> None:
+    data = init_message(41, tlvs=b"\x01\x20" + CHAIN + b"\x02\x04node")
+    session = waiting_session()
+    assert session.receive(data, 1.0) == [NODE]
+    assert session.retrieved(b"ours") == [Send(replace(OUR_INIT, node_backup=b"ours").encode())]
 
 
 def test_our_init_goes_out_without_a_node_backup_that_can_not_be_read() -> None:
