@@ -77,6 +77,81 @@ class Alarm:
 
 
 @dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why updates of a peer were not stored, how often, and when; times are Unix seconds."""
+
+    reason: str
+    count: int
+    first_at: int
+    last_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """A peer that has stored something.
+
+    `features` is the field of its last `init`, as far as its bits have a name; `address` is where
+    it came from last. `rule` is "allow", "deny" or "". `backups` and `bytes` count what is stored,
+    kept versions included in the bytes. `away` is for how many seconds the daemon has not seen it,
+    other times are Unix seconds.
+    """
+
+    node_id: NodeId
+    first_seen_at: int
+    last_seen_at: int
+    away: int
+    established: bool
+    address: str
+    features: bytes
+    forgone: bool
+    rule: str
+    backups: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelRow:
+    """A channel with a backup, and what its messages have said; None where that is damaged.
+
+    `closed_at` is when they were seen to close it, in Unix seconds; `closed_for` how many seconds
+    the daemon has seen pass since that and since the peer's last visit, whichever is later.
+    """
+
+    slot: Slot
+    state: ChannelState | None
+    closed_at: int | None
+    closed_for: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """A slot that retention deletes now: how much of it, and why."""
+
+    slot: Slot
+    versions: int
+    bytes: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """How long is kept what nobody needs any more, in seconds that the daemon sees pass.
+
+    `after_close` is for the backup of a channel that was seen to close; `inactive` for the peers
+    without a channel backup that are never seen again, 0 keeps them.
+    """
+
+    after_close: int = 14 * 86400
+    inactive: int = 0
+
+    def due_in(self, channel: ChannelRow) -> int | None:
+        """In how many seconds a channel's backup goes, None for never as things are."""
+        if channel.closed_for is None:
+            return None
+        return max(0, self.after_close - channel.closed_for)
+
+
+@dataclass(frozen=True, slots=True)
 class Quotas:
     """How much is taken, and how versions are kept.
 
@@ -173,6 +248,12 @@ class Lease(Protocol):
 
     def forgo_node_backup(self) -> None:
         """Remember that it did, for the next lease on."""
+
+    def meet(self, address: str, features: bytes) -> None:
+        """Where the peer came from, and the feature field of its `init`."""
+
+    def note_refusal(self, reason: str) -> None:
+        """An update was refused: kept for the operator if the peer has something stored."""
 
     async def read(self, slot: Slot) -> Backup | None:
         """The current version of a slot; raises DamagedBackupError, StoreError."""

@@ -12,6 +12,9 @@ from peerstore.errors import StoreClosedError
 from peerstore.store.base import Backup, Listener, Revision
 from peerstore.types import ChannelState, NodeId, Slot
 
+MAX_REASONS = 10
+"""Reasons of refusals that are kept of a peer."""
+
 
 @dataclass(frozen=True, slots=True)
 class Update:
@@ -92,6 +95,9 @@ class LeaseStore(Protocol):
     def submit(self, lease: SqliteLease, slot: Slot, change: Change) -> None:
         """Take a change."""
 
+    def visit(self, lease: SqliteLease) -> None:
+        """Something is known of the peer that is to be written."""
+
     def forgo(self, node_id: NodeId) -> None:
         """Remember that the peer must not be shown its node backup."""
 
@@ -110,11 +116,14 @@ class SqliteLease:
         "_predecessor",
         "_settled",
         "_store",
+        "address",
+        "features",
         "fenced",
         "firsts",
         "holdings",
         "node_id",
         "received",
+        "refusals",
         "resolved",
         "sent",
         "waiting",
@@ -135,6 +144,10 @@ class SqliteLease:
         """Slots of which an update of this connection was taken."""
         self.firsts: dict[Slot, int] = {}
         """Bytes of the first update that this connection sent of a slot."""
+        self.address = ""
+        self.features = b""
+        self.refusals: dict[str, int] = {}
+        """Why updates were refused, and how often, as far as that is not written."""
         self.received = 0
         self.resolved = 0
         self._store = store
@@ -156,6 +169,15 @@ class SqliteLease:
 
     def forgo_node_backup(self) -> None:
         self._store.forgo(self.node_id)
+
+    def meet(self, address: str, features: bytes) -> None:
+        self.address, self.features = address, features
+        self._store.visit(self)
+
+    def note_refusal(self, reason: str) -> None:
+        if reason in self.refusals or len(self.refusals) < MAX_REASONS:
+            self.refusals[reason] = self.refusals.get(reason, 0) + 1
+            self._store.visit(self)
 
     async def read(self, slot: Slot) -> Backup | None:
         return await self._store.read_sound(self, slot)

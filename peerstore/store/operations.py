@@ -6,13 +6,15 @@ it changed. They raise StoreError when there is nothing to do it to.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Container
+from dataclasses import dataclass, replace
 from typing import Any
 
 import aiosqlite
 
 from peerstore.errors import StoreError
+from peerstore.store.base import Due, Retention
+from peerstore.store.due import NOT_KEPT, Place, next_due
 from peerstore.store.plan import PIN_AUTOMATIC, PIN_OPERATOR
 from peerstore.types import BackupKind, NodeId, Slot
 
@@ -31,6 +33,9 @@ class Transaction:
 
 
 Operation = Callable[[Transaction], Awaitable[set[NodeId]]]
+
+_ANY_KIND = "kind IN (1, 2, 3)"
+"""What makes SQLite use the index on slots."""
 
 _SLOT = "node_id = ? AND kind = ? AND channel_id = ?"
 
@@ -88,33 +93,7 @@ def delete(slot: Slot, revision: int) -> Operation:
 
     async def operation(tx: Transaction) -> set[NodeId]:
         row_id = await _row_id(tx, slot, revision)
-        await tx.all("DELETE FROM hold WHERE backup_id = ?", row_id)
-        size = (await tx.all("DELETE FROM backup WHERE id = ? RETURNING size", row_id))[0][0]
-        await tx.all(
-            f"UPDATE backup SET replaced = NULL WHERE replaced IS NOT NULL AND id ="
-            f" (SELECT max(id) FROM backup WHERE {_SLOT})",
-            *_key(slot),
-        )
-        await tx.all(
-            "DELETE FROM channel WHERE node_id = ? AND channel_id = ?"
-            f" AND NOT EXISTS (SELECT 1 FROM backup WHERE {_SLOT})",
-            slot.node_id,
-            slot.channel_id,
-            *_key(slot),
-        )
-        gone = await tx.all(
-            "DELETE FROM peer WHERE node_id = ?"
-            " AND NOT EXISTS (SELECT 1 FROM backup AS b WHERE b.node_id = peer.node_id)"
-            " RETURNING 1",
-            slot.node_id,
-        )
-        await tx.all(
-            "UPDATE meta SET versions = versions - 1, bytes = bytes - ?, peers = peers - ?,"
-            f" backups = backups - NOT EXISTS (SELECT 1 FROM backup WHERE {_SLOT})",
-            size,
-            len(gone),
-            *_key(slot),
-        )
+        await _delete_rows(tx, "id = :id", id=row_id)
         return {slot.node_id}
 
     return operation
@@ -129,6 +108,124 @@ def forgo(node_id: NodeId, still_so: Callable[[], bool]) -> Operation:
         return set()
 
     return operation
+
+
+def set_rule(node_id: NodeId, rule: str, *, undo: bool) -> Operation:
+    """Serve a peer whatever the policy says ("allow"), or never ("deny"), or take that back."""
+
+    async def operation(tx: Transaction) -> set[NodeId]:
+        if not undo:
+            await tx.all(
+                "INSERT OR REPLACE INTO rule (node_id, rule, set_at) VALUES (?, ?, ?)",
+                node_id, rule, tx.now,
+            )  # fmt: skip
+        elif not await tx.all(
+            "DELETE FROM rule WHERE node_id = ? AND rule = ? RETURNING 1", node_id, rule
+        ):
+            raise StoreError(f"there is no rule to {rule} {node_id.hex()}")
+        return set()
+
+    return operation
+
+
+def forget(node_id: NodeId) -> Operation:
+    """Delete all that is stored for a peer and known of it, but not a rule about it."""
+
+    async def operation(tx: Transaction) -> set[NodeId]:
+        if not await tx.all("SELECT 1 FROM peer WHERE node_id = ?", node_id):
+            raise StoreError(f"nothing is stored for a peer {node_id.hex()}")
+        await _delete_rows(tx, "node_id = :node_id", node_id=node_id)
+        await tx.all(
+            "UPDATE alarm SET acknowledged_at = ? WHERE node_id = ? AND acknowledged_at IS NULL",
+            tx.now, node_id,
+        )  # fmt: skip
+        return {node_id}
+
+    return operation
+
+
+def prune(
+    retention: Retention, place: Place, write_visits: Operation, connected: Container[NodeId]
+) -> tuple[Operation, list[Due], list[Place | None]]:
+    """Delete the next piece of what is due by retention, but what an operator has pinned or holds.
+
+    With it come two lists that take what was deleted, and where the next piece begins. What is due
+    is found inside the transaction, after the visits that were not written yet: nobody who came
+    back meanwhile loses anything.
+    """
+    pruned: list[Due] = []
+    following: list[Place | None] = []
+
+    async def operation(tx: Transaction) -> set[NodeId]:
+        await write_visits(tx)
+
+        async def run(sql: str, values: dict[str, object]) -> list[Any]:
+            return list(await tx.connection.execute_fetchall(sql, values))
+
+        due, further = await next_due(run, retention, tx.seen, place)
+        following.append(further)
+        for each in due:
+            slot = each.slot
+            # Who is just connecting has fixed what it gets back.
+            if slot.node_id in connected:
+                continue
+            gone = await _delete_rows(
+                tx,
+                f"node_id = :node_id AND kind = :kind AND channel_id = :channel_id AND {NOT_KEPT}",
+                node_id=slot.node_id,
+                kind=int(slot.kind),
+                channel_id=slot.channel_id,
+                seen=tx.seen,
+            )
+            if gone:
+                pruned.append(replace(each, versions=len(gone), bytes=sum(gone)))
+        return {each.slot.node_id for each in pruned}
+
+    return operation, pruned, following
+
+
+async def _delete_rows(tx: Transaction, condition: str, **values: object) -> list[int]:
+    """Delete versions, and all that hung on them alone; the size of each.
+
+    What is newest of the rest of a slot becomes its current version.
+    """
+    gone = list(
+        await tx.connection.execute_fetchall(
+            f"DELETE FROM backup WHERE {condition} RETURNING id, size, node_id, kind, channel_id",
+            values,
+        )
+    )
+    await tx.connection.executemany(
+        "DELETE FROM hold WHERE backup_id = ?", [(row[0],) for row in gone]
+    )
+    slots = {(NodeId(row[2]), row[3], row[4]) for row in gone}
+    left = 0
+    for key in slots:
+        await tx.all(
+            "UPDATE backup SET replaced = NULL WHERE replaced IS NOT NULL AND id ="
+            f" (SELECT max(id) FROM backup WHERE {_SLOT})",
+            *key,
+        )
+        left += bool(await tx.all(f"SELECT 1 FROM backup WHERE {_SLOT} LIMIT 1", *key))
+        await tx.all(
+            "DELETE FROM channel WHERE node_id = ? AND channel_id = ?"
+            f" AND NOT EXISTS (SELECT 1 FROM backup WHERE {_SLOT})",
+            key[0], key[2], *key,
+        )  # fmt: skip
+    peers = 0
+    for node_id in {key[0] for key in slots}:
+        nothing = f"NOT EXISTS (SELECT 1 FROM backup WHERE node_id = ?1 AND {_ANY_KIND})"
+        peers += len(
+            await tx.all(f"DELETE FROM peer WHERE node_id = ?1 AND {nothing} RETURNING 1", node_id)
+        )
+        await tx.all(f"DELETE FROM refusal WHERE node_id = ?1 AND {nothing}", node_id)
+    sizes = [row[1] for row in gone]
+    await tx.all(
+        "UPDATE meta SET versions = versions - ?, bytes = bytes - ?, peers = peers - ?,"
+        " backups = backups - ?",
+        len(sizes), sum(sizes), peers, len(slots) - left,
+    )  # fmt: skip
+    return sizes
 
 
 def acknowledge(number: int) -> Operation:

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import itertools
 import sqlite3
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -18,12 +18,18 @@ from peerstore.errors import DamagedBackupError, SchemaError, StoreClosedError, 
 from peerstore.store.base import (
     Alarm,
     Backup,
+    ChannelRow,
     Counts,
+    Due,
+    Peer,
+    Refusal,
+    Retention,
     Revision,
     Version,
     backup_digest,
     channel_digest,
 )
+from peerstore.store.due import Place, next_due
 from peerstore.store.lease import Current, Holdings
 from peerstore.store.migrate import migrations, schema_version
 from peerstore.store.plan import PIN_AUTOMATIC, PIN_OPERATOR
@@ -55,14 +61,46 @@ _VERSIONS = f"""
            h.backup_id IS NOT NULL AND (h.until IS NULL OR h.until > (SELECT seen FROM meta)),
            h.backup_id
     FROM backup AS b LEFT JOIN hold AS h USING (node_id, kind, channel_id)
-    WHERE %s AND (NOT :current_only OR b.replaced IS NULL)
+    WHERE {{which}} AND (NOT :current_only OR b.replaced IS NULL)
           AND b.kind IN (1, 2, 3) -- another one is damage, which `verify` shows
-    ORDER BY b.node_id, b.kind, b.channel_id, b.id LIMIT :limit
+    ORDER BY {{order}} LIMIT :limit
 """
-_OF_ONE_PEER = _VERSIONS % "b.node_id = :node_id"
-_FROM_KEY = (
-    _VERSIONS % "(b.node_id, b.kind, b.channel_id, b.id) > (:node_id, :kind, :channel_id, :id)"
-)
+
+VERSION_ORDERS = {
+    "node_id": "b.node_id, b.kind, b.channel_id, b.id",
+    "size": "b.size DESC, b.id",
+    "stored_at": "b.stored_at, b.id",
+    "revision": "b.revision",
+}
+"""What a list of versions can be sorted by."""
+
+_OF_ONE_PEER = "b.node_id = :node_id"
+_FROM_KEY = "(b.node_id, b.kind, b.channel_id, b.id) > (:node_id, :kind, :channel_id, :id)"
+
+_PEERS = """
+    SELECT p.node_id, p.first_seen_at, p.last_seen_at, m.seen - p.last_seen, p.established,
+           p.address, p.features, p.forgone, coalesce(r.rule, ''),
+           (SELECT count(*) FROM backup AS b WHERE b.node_id = p.node_id AND b.kind IN (1, 2, 3)
+                                                   AND b.replaced IS NULL),
+           (SELECT coalesce(sum(b.size), 0) FROM backup AS b
+            WHERE b.node_id = p.node_id AND b.kind IN (1, 2, 3))
+    FROM peer AS p JOIN meta AS m LEFT JOIN rule AS r USING (node_id)
+"""
+
+PEER_ORDERS = {
+    "node_id": "p.node_id",
+    "first_seen": "p.first_seen_at",
+    "last_seen": "p.last_seen_at",
+    "backups": "10 DESC",
+    "bytes": "11 DESC",
+}
+"""What a list of peers can be sorted by."""
+
+_CHANNELS = f"""
+    SELECT c.node_id, c.channel_id, c.closed_at, m.seen - max(c.closed, p.last_seen),
+           {CHANNEL_COLUMNS}
+    FROM channel AS c JOIN peer AS p USING (node_id) JOIN meta AS m
+"""
 
 PAGE = 1000
 """Versions that are listed with one statement."""
@@ -97,6 +135,7 @@ class SqliteReader:
         self._path = path
         self._connections = connections
         self._turn = itertools.count()
+        self._lists = itertools.count()
 
     @classmethod
     async def open(cls, path: Path, *, connections: int = 1) -> Self:
@@ -217,14 +256,26 @@ class SqliteReader:
         node_id: NodeId | None = None,
         *,
         current_only: bool = False,
+        order: str = "node_id",
         limit: int | None = None,
     ) -> AsyncIterator[Version]:
         """What is stored, for one peer or for all, ordered by slot and revision.
 
         Read page by page: a statement that stays open would keep everything else on its
-        connection at the state of its beginning.
+        connection at the state of its beginning. Another `order` of VERSION_ORDERS takes one
+        statement all the same.
         """
-        sql = _FROM_KEY if node_id is None else _OF_ONE_PEER
+        if order != "node_id":
+            which = "TRUE" if node_id is None else _OF_ONE_PEER
+            sql = _VERSIONS.format(which=which, order=VERSION_ORDERS[order])
+            most = -1 if limit is None else limit
+            values = {"node_id": node_id, "current_only": current_only, "limit": most}
+            async for row in self._in_order(sql, values):
+                yield _version(row)
+            return
+        sql = _VERSIONS.format(
+            which=_FROM_KEY if node_id is None else _OF_ONE_PEER, order=VERSION_ORDERS[order]
+        )
         # A peer has few; of all there may be millions.
         page = PAGE if node_id is None else -1
         key: dict[str, object] = {"node_id": node_id or b"", "kind": 0, "channel_id": b"", "id": 0}
@@ -233,15 +284,7 @@ class SqliteReader:
             wanted = page if left < 0 else left if page < 0 else min(page, left)
             rows = await self._all(sql, {**key, "current_only": current_only, "limit": wanted})
             for row in rows:
-                row_id, current, pins, slot_held, held_id = row[7:]
-                yield Version(
-                    row_id,
-                    _revision(row),
-                    current=bool(current),
-                    pinned=_pinned_by(pins),
-                    held=bool(slot_held) and held_id == row_id,
-                    slot_held=bool(slot_held),
-                )
+                yield _version(row)
             if page < 0 or len(rows) < wanted:
                 return
             left -= len(rows) if left > 0 else 0
@@ -279,6 +322,57 @@ class SqliteReader:
             return None, None
         return channel_state(slot, rows[0][1:]), rows[0][0]
 
+    async def peers(
+        self,
+        node_id: NodeId | None = None,
+        *,
+        order: str = "node_id",
+        limit: int | None = None,
+    ) -> AsyncIterator[Peer]:
+        """The peers that have stored something, or the one; `order` is a key of PEER_ORDERS."""
+        if node_id is not None:
+            for row in await self._all(f"{_PEERS} WHERE p.node_id = ?", (node_id,)):
+                yield _peer(row)
+        elif order == "node_id":
+            sql = f"{_PEERS} WHERE p.node_id > ? ORDER BY p.node_id LIMIT ?"
+            async for row in self._paged(sql, (b"",), lambda row: (row[0],), limit):
+                yield _peer(row)
+        else:
+            sql = f"{_PEERS} ORDER BY {PEER_ORDERS[order]}, p.node_id LIMIT :limit"
+            async for row in self._in_order(sql, {"limit": -1 if limit is None else limit}):
+                yield _peer(row)
+
+    async def refusals(self, node_id: NodeId) -> list[Refusal]:
+        """Why updates of a peer were not stored, the newest last."""
+        rows = await self._all(
+            "SELECT reason, count, first_at, last_at FROM refusal WHERE node_id = ?"
+            " ORDER BY last_at, reason",
+            (node_id,),
+        )
+        return [Refusal(*row) for row in rows]
+
+    async def rules(self) -> dict[NodeId, str]:
+        """Who is allowed and denied, whatever the policy says."""
+        return {NodeId(row[0]): row[1] for row in await self._all("SELECT node_id, rule FROM rule")}
+
+    async def channels(self, node_id: NodeId | None = None) -> AsyncIterator[ChannelRow]:
+        """The channels that have a backup, of one peer or of all."""
+        which = "c.node_id = ?3" if node_id else "?3 IS NULL"
+        sql = (
+            f"{_CHANNELS} WHERE {which} AND (c.node_id, c.channel_id) > (?1, ?2)"
+            " ORDER BY c.node_id, c.channel_id LIMIT ?4"
+        )
+        start: tuple[object, ...] = (b"", b"", node_id)
+        async for row in self._paged(sql, start, lambda row: (row[0], row[1], node_id), None):
+            slot = Slot(NodeId(row[0]), BackupKind.CHANNEL_BACKUP, row[1])
+            yield ChannelRow(slot, channel_state(slot, row[4:]), row[2], row[3])
+
+    async def next_due(
+        self, retention: Retention, seen: int, place: Place
+    ) -> tuple[list[Due], Place | None]:
+        """See due.next_due."""
+        return await next_due(self._all, retention, seen, place)
+
     async def alarms(self, *, acknowledged: bool) -> list[Alarm]:
         """The alarms that stand, and those that were acknowledged too if asked for."""
         rows = await self._all(
@@ -311,12 +405,55 @@ class SqliteReader:
         )
         return [NodeId(row[0]) for row in rows]
 
+    async def _paged(
+        self,
+        sql: str,
+        start: tuple[object, ...],
+        key: Callable[[Any], tuple[object, ...]],
+        limit: int | None,
+    ) -> AsyncIterator[Any]:
+        """Rows page by page: `sql` takes the key behind which to go on, and how many.
+
+        A statement that stays open while somebody reads a list would keep the WAL from being
+        written back.
+        """
+        place, left = start, limit
+        while left is None or left > 0:
+            wanted = PAGE if left is None else min(PAGE, left)
+            rows = await self._all(sql, (*place, wanted))
+            for row in rows:
+                yield row
+            if len(rows) < wanted:
+                return
+            left = None if left is None else left - len(rows)
+            place = key(rows[-1])
+
+    async def _in_order(self, sql: str, values: Mapping[str, object]) -> AsyncIterator[Any]:
+        """The rows of an ordered statement, through a temporary table of its own."""
+        name = f"listed{next(self._lists)}"
+        connection = self._connection()
+        await self._all(f"CREATE TEMP TABLE {name} AS {sql}", values, connection)
+        page = f"SELECT *, rowid FROM temp.{name} WHERE rowid > ? ORDER BY rowid LIMIT {PAGE}"
+        try:
+            last = 0
+            while rows := await self._all(page, (last,), connection):
+                for row in rows:
+                    yield row[:-1]
+                last = rows[-1][-1]
+        finally:
+            with contextlib.suppress(StoreError, ValueError):  # the reader may be closed
+                await self._all(f"DROP TABLE temp.{name}", (), connection)
+
     async def _all(
-        self, sql: str, parameters: tuple[object, ...] | dict[str, object] = ()
+        self,
+        sql: str,
+        parameters: Sequence[object] | Mapping[str, object] = (),
+        connection: aiosqlite.Connection | None = None,
     ) -> list[Any]:
         # One hop to the connection's thread, where a cursor takes three.
         try:
-            return list(await self._connection().execute_fetchall(sql, parameters))
+            connection = connection or self._connection()
+            return list(await connection.execute_fetchall(sql, parameters))
         except sqlite3.Error as error:
             raise StoreError(f"{self._path}: the database can't be read: {error}") from error
 
@@ -362,6 +499,27 @@ def _read_only_uri(path: Path) -> str:
     if not path.is_file():
         raise StoreError(f"there is no database at {path}: run `peerstore run` or `peerstore init`")
     return f"{path.absolute().as_uri()}?mode=ro"
+
+
+def _version(row: Any) -> Version:
+    row_id, current, pins, slot_held, held_id = row[7:]
+    return Version(
+        row_id,
+        _revision(row),
+        current=bool(current),
+        pinned=_pinned_by(pins),
+        held=bool(slot_held) and held_id == row_id,
+        slot_held=bool(slot_held),
+    )
+
+
+def _peer(row: Any) -> Peer:
+    node_id, first_seen_at, last_seen_at, away, established, address, features, *rest = row
+    forgone, rule, backups, size = rest
+    return Peer(
+        NodeId(node_id), first_seen_at, last_seen_at, away, bool(established), address, features,
+        bool(forgone), rule, backups, size,
+    )  # fmt: skip
 
 
 def _revision(row: Any) -> Revision:

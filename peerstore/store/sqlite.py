@@ -19,7 +19,7 @@ import os
 import sqlite3
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self
 
@@ -28,8 +28,19 @@ import structlog
 
 from peerstore.errors import DamagedBackupError, SchemaError, StoreClosedError, StoreError
 from peerstore.store import operations, statements
-from peerstore.store.base import Backup, Counts, Listener, Quotas, Revision, Version
-from peerstore.store.lease import Change, SqliteLease, Update
+from peerstore.store.base import (
+    Backup,
+    Counts,
+    Due,
+    Listener,
+    Quotas,
+    Refusal,
+    Retention,
+    Revision,
+    Version,
+)
+from peerstore.store.due import Place
+from peerstore.store.lease import MAX_REASONS, Change, SqliteLease, Update
 from peerstore.store.mark import Mark, mark_path, read_mark, write_mark
 from peerstore.store.operations import Operation, Transaction
 from peerstore.store.plan import KeptRow, Planner, Totals
@@ -62,6 +73,27 @@ class Clocks:
 
     wall: Callable[[], float]
     monotonic: Callable[[], float]
+
+
+@dataclass(slots=True)
+class _Visit:
+    """What is known of a peer that was here, until it is written."""
+
+    at: int
+    seen: int
+    established: bool
+    address: str
+    features: bytes
+    refusals: dict[str, Refusal] = field(default_factory=dict)
+
+    def refuse(self, reason: str, count: int) -> None:
+        """Updates were refused now; the newest reasons stay, the last one last."""
+        before = self.refusals.pop(reason, None)
+        first_at = self.at if before is None else before.first_at
+        count += 0 if before is None else before.count
+        self.refusals[reason] = Refusal(reason, count, first_at, self.at)
+        if len(self.refusals) > MAX_REASONS:
+            del self.refusals[next(iter(self.refusals))]
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +136,8 @@ class SqliteStore:
         self._waiting_bytes = 0
         self._operations_done = 0
         self._operations: deque[tuple[Operation, asyncio.Future[None]]] = deque()
-        # Peers that were here: when, and whether they are established now.
-        self._visits: dict[NodeId, tuple[int, bool]] = {}
+        self._visits: dict[NodeId, _Visit] = {}
+        self._being_written: dict[NodeId, _Visit] = {}
         # Peers that must not be shown their node backup, while the database does not say so yet.
         self._forgone: set[NodeId] = set()
         self._flushed = self._started
@@ -190,7 +222,7 @@ class SqliteStore:
         for channel_id, state in lease.holdings.channels.items():
             if state is None:
                 self._tell_of_damaged_channel(Slot(node_id, BackupKind.CHANNEL_BACKUP, channel_id))
-        self._visit(lease)
+        self.visit(lease)
         return lease
 
     def submit(self, lease: SqliteLease, slot: Slot, change: Change) -> None:
@@ -210,7 +242,7 @@ class SqliteStore:
         """A lease was closed; what it handed in stays."""
         if self._leases.get(lease.node_id) is not lease or lease.resolved < lease.received:
             return
-        self._visit(lease)
+        self.visit(lease)
         older = lease.undecided_predecessor()
         if older is None:
             del self._leases[lease.node_id]
@@ -256,6 +288,36 @@ class SqliteStore:
             lease.holdings.given[slot] = (version.row_id, version.revision)
             return backup
         return None
+
+    async def prune(self, retention: Retention, *, dry_run: bool = False) -> list[Due]:
+        """Delete what is due, or say what would be; raises StoreError.
+
+        Who is connected is never away.
+        """
+        found: list[Due] = []
+        place: Place | None = Place()
+        if dry_run:
+            await self.save_visits()
+            while place is not None:
+                due, place = await self.reader.next_due(retention, self.seen, place)
+                found += [each for each in due if each.slot.node_id not in self._leases]
+            return found
+        while place is not None:
+            for lease in list(self._leases.values()):
+                self.visit(lease)
+            prune, pruned, following = operations.prune(
+                retention, place, self._write_visits, self._leases
+            )
+            await self.run(prune)
+            for each in pruned:
+                _log.info(
+                    "pruned", node_id=each.slot.node_id.hex(), kind=each.slot.kind.label,
+                    channel_id=each.slot.channel_id.hex(), versions=each.versions,
+                    bytes=each.bytes, reason=each.reason,
+                )  # fmt: skip
+            found += pruned
+            (place,) = following
+        return found
 
     async def run(self, operation: Operation) -> None:
         """Do what an operator asks for, in a transaction of its own; raises StoreError."""
@@ -453,6 +515,7 @@ class SqliteStore:
                 lease.holdings.rows.add(current.row_id)
                 if lease.holdings.first_seen is None:
                     lease.holdings.first_seen = seen
+                    self.visit(lease)
             for lease, size in plan.sizes.items():
                 lease.holdings.size = size
             for lease, slot, state in plan.channels:
@@ -485,6 +548,7 @@ class SqliteStore:
             )
             touched = await operation(Transaction(self._writer, now, seen))
             await self._writer.commit()
+            self._visits_written()
             counts = (await self.reader.meta()).counts
             self._totals = self._counted(counts, self._totals.last_revision)
             self._operations_done += 1
@@ -493,6 +557,7 @@ class SqliteStore:
                 for lease in self._leases[node_id].chain():
                     await self._reload(lease, seen)
         except Exception as error:
+            self._visits_not_written()
             text = str(error) if isinstance(error, StoreError) else await self._failed(error)
             if isinstance(error, StoreError):
                 await self._writer.rollback()
@@ -592,7 +657,7 @@ class SqliteStore:
                 (row_id, size)
                 for row_id, size, node_id in rows
                 if node_id not in self._leases
-                and not self._visits.get(NodeId(node_id), (0, False))[1]
+                and not ((visit := self._visits.get(NodeId(node_id))) and visit.established)
             ]
         if not spare:
             self._no_spare_until = self.seen + FLUSH_SECONDS
@@ -617,11 +682,28 @@ class SqliteStore:
 
     # What is known of peers
 
-    def _visit(self, lease: SqliteLease) -> None:
-        """A peer that has something here came or went."""
-        if lease.holdings.first_seen is not None:
-            self._establish(lease, self.seen)
-            self._visits[lease.node_id] = (int(self._clocks.wall()), lease.holdings.established)
+    def visit(self, lease: SqliteLease) -> None:
+        """A peer that has something here came, went, or said something about itself."""
+        if lease.holdings.first_seen is None:
+            return
+        self._establish(lease, self.seen)
+        at, seen, established = int(self._clocks.wall()), self.seen, lease.holdings.established
+        visit = self._visits.get(lease.node_id)
+        if visit is None:
+            visit = _Visit(at, seen, established, lease.address, lease.features)
+            self._visits[lease.node_id] = visit
+        visit.at, visit.seen, visit.established = at, seen, established
+        if lease.address:
+            visit.address, visit.features = lease.address, lease.features
+        for reason, count in lease.refusals.items():
+            visit.refuse(reason, count)
+        lease.refusals.clear()
+
+    async def save_visits(self) -> None:
+        """Write what is known of peers now, for who reads the database; raises StoreError."""
+        for lease in list(self._leases.values()):
+            self.visit(lease)
+        await self.run(self._write_visits)
 
     def _establish(self, lease: SqliteLease, seen: int) -> None:
         holdings = lease.holdings
@@ -630,20 +712,62 @@ class SqliteStore:
 
     async def _flush(self) -> None:
         """Write what is known of peers and time."""
-        visits, self._visits = self._visits, {}
         self._flushed = self._clocks.monotonic()
+        for lease in self._leases.values():
+            self.visit(lease)  # who is here is seen
         try:
-            await self._writer.executemany(
-                "UPDATE peer SET last_seen_at = max(last_seen_at, ?),"
-                " established = max(established, ?) WHERE node_id = ?",
-                [(at, int(established), node_id) for node_id, (at, established) in visits.items()],
-            )
+            await self._write_visits(Transaction(self._writer, int(self._clocks.wall()), self.seen))
             await self._writer.execute("UPDATE meta SET seen = ?", (self.seen,))
             await self._writer.commit()
         except Exception as error:
+            self._visits_not_written()
             await self._failed(error)
-            self._visits = visits | self._visits
+        else:
+            self._visits_written()
         self._mark()
+
+    async def _write_visits(self, tx: Transaction) -> set[NodeId]:
+        visits, self._visits = self._visits, {}
+        self._being_written = visits
+        await statements.write_visits(
+            tx,
+            [
+                (v.at, v.seen, int(v.established), v.address, v.features, node_id)
+                for node_id, v in visits.items()
+            ],
+            [
+                (node_id, refusal.reason, refusal.count, refusal.first_at, refusal.last_at)
+                for node_id, v in visits.items()
+                for refusal in v.refusals.values()
+            ],
+        )
+        return set()
+
+    def _visits_written(self) -> None:
+        """What was written last is committed; what came meanwhile is still to be."""
+        self._being_written = {}
+
+    def _visits_not_written(self) -> None:
+        """They are still to be, with what came meanwhile on top."""
+        older, self._being_written = self._being_written, {}
+        for node_id, visit in older.items():
+            newer = self._visits.get(node_id)
+            if newer is not None:
+                visit.at, visit.seen, visit.established = newer.at, newer.seen, newer.established
+                if newer.address:
+                    visit.address, visit.features = newer.address, newer.features
+                for refusal in newer.refusals.values():
+                    before = visit.refusals.pop(refusal.reason, None)
+                    visit.refusals[refusal.reason] = (
+                        refusal
+                        if before is None
+                        else replace(
+                            refusal, count=before.count + refusal.count, first_at=before.first_at
+                        )
+                    )
+                while len(visit.refusals) > MAX_REASONS:
+                    del visit.refusals[next(iter(visit.refusals))]
+            self._visits[node_id] = visit
 
     # The commit mark
 

@@ -13,6 +13,7 @@ from peerstore.errors import SchemaError
 from peerstore.store import operations
 from peerstore.store.base import channel_digest
 from peerstore.store.history import Kept
+from peerstore.store.lease import MAX_REASONS
 from peerstore.store.migrate import migrate, schema_version
 from peerstore.store.operations import Transaction
 from peerstore.store.plan import PIN_AUTOMATIC, KeptRow, Plan, Totals
@@ -100,8 +101,8 @@ async def write(plan: Plan, tx: Transaction, totals: Totals) -> None:
         ("UPDATE backup SET replaced = ?, burst = ? WHERE id = ?", plan.replaced),
         ("UPDATE backup SET last_seen_at = ? WHERE id = ?", plan.seen_again),
         (
-            "INSERT INTO peer (node_id, first_seen, first_seen_at, last_seen_at)"
-            " VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
+            "INSERT INTO peer (node_id, first_seen, first_seen_at, last_seen_at, last_seen)"
+            " VALUES (?1, ?2, ?3, ?4, ?2) ON CONFLICT DO NOTHING",
             plan.new_peers,
         ),
         (_CHANNEL_SQL, [_channel_row(slot, state, tx) for _, slot, state in plan.channels]),
@@ -141,6 +142,35 @@ async def write(plan: Plan, tx: Transaction, totals: Totals) -> None:
         ),
     )
     await writer.commit()
+
+
+async def write_visits(
+    tx: Transaction,
+    visits: list[tuple[int, int, int, str, bytes, NodeId]],
+    refusals: list[tuple[NodeId, str, int, int, int]],
+) -> None:
+    """Write when peers were here and what is known of them, and why updates were refused."""
+    await tx.connection.executemany(
+        "UPDATE peer SET last_seen_at = max(last_seen_at, ?1), last_seen = max(last_seen, ?2),"
+        " established = max(established, ?3), address = iif(?4 = '', address, ?4),"
+        " features = iif(?4 = '', features, ?5) WHERE node_id = ?6",
+        visits,
+    )
+    if not refusals:
+        return
+    await tx.connection.executemany(
+        "INSERT INTO refusal (node_id, reason, count, first_at, last_at)"
+        " SELECT ?1, ?2, ?3, ?4, ?5 WHERE EXISTS (SELECT 1 FROM peer WHERE node_id = ?1)"
+        " ON CONFLICT (node_id, reason) DO UPDATE SET"
+        " count = count + excluded.count, last_at = excluded.last_at",
+        refusals,
+    )
+    # The newest reasons stay.
+    await tx.connection.executemany(
+        "DELETE FROM refusal WHERE node_id = ?1 AND reason NOT IN (SELECT reason FROM refusal"
+        f" WHERE node_id = ?1 ORDER BY last_at DESC, reason LIMIT {MAX_REASONS})",
+        {(refusal[0],) for refusal in refusals},
+    )
 
 
 async def kept_versions(
