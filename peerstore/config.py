@@ -30,6 +30,7 @@ from peerstore.config_values import (
     Duration,
     FileName,
     ListenAddress,
+    NodeIdText,
     PublicAddress,
     Room,
     Size,
@@ -42,6 +43,7 @@ from peerstore.types import Network
 SYSTEM_DATA_DIRECTORY = Path("/var/lib/peerstore")
 """Where the systemd unit keeps the data."""
 
+Serve = Literal["anyone", "allowlist"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["auto", "console", "json"]
 AtLeastOne = Annotated[int, msgspec.Meta(ge=1, le=1 << 40)]
@@ -76,6 +78,25 @@ class Store(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     probation: Duration = Duration("1d")
     """After so long a peer that comes back is no stranger any more."""
     min_free_space: Size = Size("256MiB")
+
+
+class PolicyTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """[policy]: who is served."""
+
+    serve: Serve = "anyone"
+    allow: tuple[NodeIdText, ...] = ()
+    """Served in any mode."""
+    deny: tuple[NodeIdText, ...] = ()
+    """Beats allow; what is stored already is still given back."""
+
+
+class RetentionTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """[retention]: what is deleted of itself; times in seconds that the daemon sees pass."""
+
+    after_close_time: Timeout = Timeout("14d")
+    """For the backup of a channel that was seen to close."""
+    inactive_time: Duration = Duration("0")
+    """For peers that are never seen again; 0 keeps them forever."""
 
 
 class Snapshots(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -113,9 +134,15 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     alias: Alias = Alias("")
     listen: Listen = Listen()
     store: Store = Store()
+    policy: PolicyTable = PolicyTable()
     limits: Limits = Limits()
+    retention: RetentionTable = RetentionTable()
     snapshots: Snapshots = Snapshots()
     log: Log = Log()
+
+
+NEEDS_RESTART = ("network", "node_key_file", "listen.addresses", "store.url")
+"""Keys that a running daemon can't change; it follows all others when it reloads."""
 
 
 class Setting(NamedTuple):

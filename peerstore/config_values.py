@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Self
 
 from peerstore.errors import AddressError
-from peerstore.types import parse_host_port
+from peerstore.types import NodeId, parse_host_port, parse_node_id
 
 ALIAS_MAX_BYTES = 32
 
@@ -134,6 +134,21 @@ class PublicAddress(Address):
         if address.port == 0:
             raise ValueError(f"{text!r}: no peer can dial port 0; expected 1 to 65535")
         return address
+
+
+class NodeIdText(str):
+    """A node id of 66 hexadecimal digits; raises ValueError."""
+
+    node_id: NodeId
+
+    def __new__(cls, text: str) -> Self:
+        try:
+            node_id = parse_node_id(text)
+        except AddressError as error:
+            raise ValueError(str(error)) from None
+        value = super().__new__(cls, text)
+        value.node_id = node_id
+        return value
 
 
 class Alias(str):

@@ -7,11 +7,11 @@ runs the daemon alone (0600); a broken client costs a connection, never the daem
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
+import math
 import os
 import socket
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,19 @@ from peerstore.errors import ControlError, OperatorError
 Method = Callable[..., Awaitable[Any]]
 """Takes the parameters by name; returns what JSON can hold or raises OperatorError."""
 
+Document = dict[str, Any]
+
 MAX_LINE = 1 << 20
 """Bytes of a document."""
+
+MAX_CLIENTS = 32
+"""Clients at once; for a further one the idlest gives way."""
+
+MAX_BATCH = 100
+"""Requests of a batch."""
+
+WRITE_SECONDS = 30.0
+"""How long a client may take to read an answer."""
 
 MAX_PATH = 107
 """Bytes of a Unix socket's path (Linux, unix(7))."""
@@ -35,6 +46,8 @@ REFUSED = -32000
 """The method said no; the message says why."""
 
 _CALL_SECONDS = 10.0
+_SLOW_CALLS = {"peers.connect": 30.0, "backups.prune": 3600.0}
+"""How long a command waits for an answer."""
 
 
 class ControlServer:
@@ -44,7 +57,8 @@ class ControlServer:
         self._path = path
         self._methods = methods
         self._server: asyncio.Server | None = None
-        self._clients: set[asyncio.StreamWriter] = set()
+        # The tasks of the clients, the idlest first.
+        self._clients: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
 
     async def start(self) -> None:
         """Make the socket; the caller holds the data directory's lock.
@@ -73,32 +87,63 @@ class ControlServer:
             self._server.close()
             self._server = None
             self._path.unlink(missing_ok=True)
-        for writer in self._clients:
-            writer.close()
+        for client in list(self._clients):
+            client.cancel()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._clients.add(writer)
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - asyncio runs it in one
+        if len(self._clients) >= MAX_CLIENTS:
+            next(iter(self._clients)).cancel()
+        self._clients[task] = writer
         try:
-            with contextlib.suppress(OSError):
-                while line := await _read_line(reader):
-                    answer = await self._answer(line)
-                    if answer is not None:
-                        writer.write(json.dumps(answer).encode() + b"\n")
+            while line := await _read_line(reader):
+                self._clients[task] = self._clients.pop(task)
+                async for answer in self._answers(line):
+                    writer.write(_line(answer))
+                    async with asyncio.timeout(WRITE_SECONDS):
                         await writer.drain()
+        except TimeoutError:
+            writer.transport.abort()  # what it does not read is not waited for
+        except (OSError, asyncio.CancelledError):
+            writer.transport.abort()
         finally:
-            self._clients.discard(writer)
+            del self._clients[task]
             writer.close()
 
-    async def _answer(self, line: bytes) -> dict[str, Any] | None:
-        """What to answer to one line; None for a notification."""
+    async def _answers(self, line: bytes) -> AsyncIterator[Document | list[Document]]:
+        """What to answer to one line, a request or a batch; nothing for a notification."""
         try:
-            request = json.loads(line)
+            document = json.loads(line)
         except (ValueError, RecursionError):
-            return _error(None, PARSE_ERROR, "not a JSON document in one line")
-        if not isinstance(request, dict) or not isinstance(request.get("method"), str):
+            yield _error(None, PARSE_ERROR, "not a JSON document in one line")
+            return
+        if not isinstance(document, list) or not document:
+            answer = await self._answer(document)
+            if answer is not None:
+                yield answer
+        elif len(document) > MAX_BATCH:
+            yield _error(None, INVALID_REQUEST, f"a batch has at most {MAX_BATCH} requests")
+        else:
+            answers = []
+            for request in document:
+                answers.append(await self._answer(request))
+                await asyncio.sleep(0)  # others have their turn
+            batch = [answer for answer in answers if answer is not None]
+            if batch:
+                yield batch
+
+    async def _answer(self, request: object) -> Document | None:
+        if (
+            not isinstance(request, dict)
+            or request.get("jsonrpc", "2.0") != "2.0"
+            or not isinstance(request.get("method"), str)
+            or not _is_id(request.get("id"))
+        ):
             return _error(None, INVALID_REQUEST, "not a JSON-RPC 2.0 request")
         request_id = request.get("id")
-        parameters = request.get("params", {})
+        parameters = request.get("params")
+        parameters = {} if parameters is None else parameters
         method = self._methods.get(request["method"])
         if method is None:
             answer = _error(request_id, METHOD_NOT_FOUND, f"no method {request['method'][:100]!r}")
@@ -115,14 +160,26 @@ async def _call(method: Method, parameters: dict[str, Any], request_id: object) 
     except OperatorError as error:
         return _error(request_id, REFUSED, str(error))
     except TypeError as error:
-        return _error(request_id, INVALID_PARAMS, str(error))
+        # Its text names the function; what follows that says what is wrong.
+        return _error(request_id, INVALID_PARAMS, str(error).rpartition("() ")[2])
     except Exception as error:
         return _error(request_id, INTERNAL_ERROR, f"{type(error).__name__}: {error}")
     return {"jsonrpc": "2.0", "id": request_id, "result": result}
 
 
+def _is_id(value: object) -> bool:
+    """Whether a value may be the id of a request: what JSON can hold and repeat."""
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return value is None or isinstance(value, str | int)
+
+
 def _error(request_id: object, code: int, message: str) -> dict[str, Any]:
     return {"jsonrpc": "2.0", "id": request_id, "error": {"code": code, "message": message}}
+
+
+def _line(document: object) -> bytes:
+    return json.dumps(document).encode() + b"\n"
 
 
 async def _read_line(reader: asyncio.StreamReader) -> bytes:
@@ -141,7 +198,7 @@ def call(path: Path, method: str, **parameters: object) -> Any:
     _check_path(path)
     request = {"jsonrpc": "2.0", "id": 1, "method": method, "params": parameters}
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
-        client.settimeout(_CALL_SECONDS)
+        client.settimeout(_SLOW_CALLS.get(method, _CALL_SECONDS))
         try:
             client.connect(str(path))
             client.sendall(json.dumps(request).encode() + b"\n")

@@ -5,37 +5,45 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import functools
 import math
 import resource
 import signal
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import structlog
 
-from peerstore import __version__
-from peerstore.config import Config, Loaded
+from peerstore import __version__, log
+from peerstore.config import NEEDS_RESTART, Config, Loaded
+from peerstore.configured import lock_paths, policy, quotas, retention, uris
 from peerstore.control import ControlServer
 from peerstore.datadir import (
-    LOCK_NAME,
     SOCKET_NAME,
     key_path,
     load_or_make_key,
     locked,
     make_data_directory,
 )
-from peerstore.errors import ControlError, DataDirectoryError, KeyFileError, StoreError
+from peerstore.errors import (
+    AddressError,
+    ControlError,
+    DataDirectoryError,
+    DialError,
+    KeyFileError,
+    OperatorError,
+    StoreError,
+)
 from peerstore.methods import methods
 from peerstore.server import Limits, PeerServer
 from peerstore.session import Timeouts
-from peerstore.store.base import Quotas
 from peerstore.store.snapshot import snapshot_when_due
 from peerstore.store.sqlite import Clocks, SqliteStore
 from peerstore.transport.secp256k1 import KeyPair
-from peerstore.types import NodeAddress, NodeId
+from peerstore.types import NodeAddress, parse_node_id
 
 REPEAT_SECONDS = 10.0
 """How often at most it is logged that descriptors have run out."""
@@ -45,6 +53,9 @@ STOP_SECONDS = 2.0
 
 DRAIN_SECONDS = 4.0
 """How long the store may take to write what was handed in."""
+
+PRUNE_SECONDS = 3600.0
+"""How often retention deletes what is due."""
 
 SNAPSHOT_CHECK_SECONDS = 60.0
 """How often it is looked at whether a snapshot is due."""
@@ -75,44 +86,42 @@ def open_data_directory(
     return load_or_make_key(path, private=configured)
 
 
-def lock_paths(data_dir: Path, config: Config) -> tuple[Path, Path]:
-    """The locks of a daemon: in the data directory and beside the database."""
-    # Resolved as SQLite does it: a link is another name, not another database.
-    database = config.store.url.path(data_dir).resolve()
-    return data_dir / LOCK_NAME, database.with_suffix(".lock")
-
-
-def uris(config: Config, node_id: NodeId, addresses: list[tuple[str, int]]) -> list[str]:
-    """What peers connect to: the announced addresses, else those that are listened on.
-
-    An address that means every interface is shown as the loopback one, which is true at least
-    on this machine.
-    """
-    shown = [(address.host, address.port) for address in config.listen.announce]
-    if not shown:
-        loopback = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - what to replace
-        shown = [(loopback.get(host, host), port) for host, port in addresses]
-    return [str(NodeAddress(node_id, host, port)) for host, port in dict.fromkeys(shown)]
-
-
 class Daemon:
     """A running peerstore; `running` makes one."""
 
     def __init__(
-        self, config: Config, key: KeyPair, store: SqliteStore, server: PeerServer
+        self,
+        loaded: Loaded,
+        read_config: Callable[[], Loaded],
+        key: KeyPair,
+        store: SqliteStore,
+        server: PeerServer,
     ) -> None:
-        self.config = config
+        self.config = loaded.config
         self.key = key
         self.store = store
         self.server = server
+        self._loaded = self._started = loaded
+        self._read_config = read_config
 
     @property
     def uris(self) -> list[str]:
         """See `uris`."""
         return uris(self.config, self.key.node_id, self.server.addresses)
 
+    def methods(self) -> dict[str, Callable[..., Awaitable[Any]]]:
+        """The methods of the control socket."""
+        return {
+            "daemon.info": self.info,
+            "daemon.reload": self.reload,
+            "peers.list": self.peers,
+            "peers.connect": self.connect,
+            "peers.disconnect": self.disconnect,
+            **methods(self.store, lambda: retention(self.config), self.follow_rules),
+        }
+
     async def info(self) -> dict[str, Any]:
-        """The live part of `peerstore info`: the control method `daemon.info`."""
+        """The live part of `peerstore info`."""
         return {
             "uris": self.uris,
             "version": __version__,
@@ -120,15 +129,74 @@ class Daemon:
             "events": dict(self.server.events),
         }
 
+    async def peers(self) -> dict[str, Any]:
+        """Who is connected; what else is known of peers is in the database when this returns."""
+        with contextlib.suppress(StoreError):  # a full disk; who is here can be said all the same
+            await self.store.save_visits()
+        connected = self.server.peers.values()
+        return {"items": [connection.describe() for connection in connected]}
+
+    async def connect(self, uri: str) -> dict[str, Any]:
+        """Connect to a peer once."""
+        if not isinstance(uri, str):
+            raise AddressError("uri is a text: node_id@host:port")
+        connection = await self.server.dial(NodeAddress.parse(uri))
+        return connection.describe()
+
+    async def disconnect(self, node_id: str) -> None:
+        """Close the connection of a peer; nothing keeps it from coming back."""
+        connection = self.server.peers.get(parse_node_id(node_id))
+        if connection is None:
+            raise DialError(f"{node_id} is not connected")
+        connection.close("disconnected by the operator")
+
+    async def follow_rules(self) -> None:
+        """Take up the operator's rules from the database."""
+        self.server.set_policy(policy(self.config, await self.store.reader.rules()))
+
+    async def reload(self) -> dict[str, Any]:
+        """Read the configuration again and follow it, but for what needs a restart.
+
+        Raises ConfigError for a wrong one, and then nothing changes.
+        """
+        loaded = self._read_config()
+        before = {setting.key: setting.value for setting in self._loaded.settings()}
+        started = {setting.key: setting.value for setting in self._started.settings()}
+        changed = [
+            s.key
+            for s in loaded.settings()
+            # What needs a restart is in force as it was at the start, however often this is asked.
+            if s.value != (started if s.key in NEEDS_RESTART else before)[s.key]
+        ]
+        for warning in loaded.warnings:
+            _log.warning("config_warning", text=warning)
+        self._loaded, self.config = loaded, loaded.config
+        log.configure(self.config.log.level, self.config.log.format)
+        self.server.log = structlog.get_logger().bind()
+        self.server.set_limits(_limits(self.config))
+        self.store.quotas = quotas(self.config)
+        await self.follow_rules()
+        restart = [key for key in changed if key in NEEDS_RESTART]
+        _log.info("reloaded", changed=changed, needs_restart=restart)
+        return {"changed": changed, "needs_restart": restart}
+
+    async def reload_on_signal(self) -> None:
+        """SIGHUP: what is wrong is logged."""
+        try:
+            await self.reload()
+        except OperatorError as error:
+            _log.error("reload_failed", error=str(error))
+
 
 @contextlib.asynccontextmanager
 async def running(
-    loaded: Loaded, data_dir: Path, environ: Mapping[str, str]
+    read_config: Callable[[], Loaded], data_dir: Path, environ: Mapping[str, str]
 ) -> AsyncIterator[Daemon]:
     """Serve until the block is left; then drain, confirm, close.
 
-    Raises OperatorError when it can't start.
+    `read_config` is called now and at every reload. Raises OperatorError when it can't start.
     """
+    loaded = read_config()
     config = loaded.config
     for warning in loaded.warnings:
         _log.warning("config_warning", text=warning)
@@ -145,21 +213,25 @@ async def running(
             quotas=quotas(config),
         )
         stack.push_async_callback(store.close)
-        server = PeerServer(key=key, network=config.network, store=store, limits=_limits(config))
-        daemon = Daemon(config, key, store, server)
+        server = PeerServer(
+            key=key,
+            network=config.network,
+            store=store,
+            limits=_limits(config),
+            policy=policy(config, await store.reader.rules()),
+        )
+        daemon = Daemon(loaded, read_config, key, store, server)
         stack.push_async_callback(_stop, server, store)
         await server.listen((address.host, address.port) for address in config.listen.addresses)
-        control = ControlServer(
-            data_dir / SOCKET_NAME, {"daemon.info": daemon.info, **methods(store)}
-        )
+        control = ControlServer(data_dir / SOCKET_NAME, daemon.methods())
         stack.callback(control.close)
         try:
             await control.start()
         except ControlError as error:
             # Peers come first: they are served also when commands can't reach the daemon.
             _log.warning("no_control_socket", error=str(error))
-        if config.snapshots.every:
-            task = asyncio.create_task(_snapshots(config, data_dir), name="snapshots")
+        for regular in (_snapshots(daemon, data_dir), _prune(daemon)):
+            task = asyncio.create_task(regular)
             stack.callback(task.cancel)
         _log.info("serving", version=__version__, network=config.network.value, uris=daemon.uris)
         yield daemon
@@ -168,9 +240,15 @@ async def running(
 
 
 async def run(
-    loaded: Loaded, data_dir: Path, environ: Mapping[str, str], ready: Callable[[Daemon], None]
+    read_config: Callable[[], Loaded],
+    data_dir: Path,
+    environ: Mapping[str, str],
+    ready: Callable[[Daemon], None],
 ) -> None:
-    """Serve until SIGTERM or SIGINT; `ready` is called once peers are accepted."""
+    """Serve until SIGTERM or SIGINT; `ready` is called once peers are accepted.
+
+    SIGHUP reads the configuration again.
+    """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(_LoopErrors())
@@ -180,7 +258,15 @@ async def run(
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    async with running(loaded, data_dir, environ) as daemon:
+    reloads: set[asyncio.Task[None]] = set()
+    async with running(read_config, data_dir, environ) as daemon:
+
+        def hang_up() -> None:
+            task = loop.create_task(daemon.reload_on_signal())
+            reloads.add(task)
+            task.add_done_callback(reloads.discard)
+
+        loop.add_signal_handler(signal.SIGHUP, hang_up)
         ready(daemon)
         await stop.wait()
 
@@ -219,26 +305,38 @@ async def _stop(server: PeerServer, store: SqliteStore) -> None:
     await server.close(STOP_SECONDS)
 
 
-async def _snapshots(config: Config, data_dir: Path) -> None:
+async def _snapshots(daemon: Daemon, data_dir: Path) -> None:
     """Make a snapshot whenever the newest is old enough; what goes wrong is logged."""
-    database = config.store.url.path(data_dir)
-    directory = config.snapshots.dir.path(data_dir)
+    database = daemon.config.store.url.path(data_dir)
     while True:
-        try:
-            made = await _in_daemon_thread(
-                lambda: snapshot_when_due(
-                    database,
-                    directory,
-                    every=config.snapshots.every,
-                    keep=config.snapshots.keep,
-                    now=time.time(),
+        snapshots = daemon.config.snapshots
+        if snapshots.every:
+            try:
+                made = await _in_daemon_thread(
+                    functools.partial(
+                        snapshot_when_due,
+                        database,
+                        snapshots.dir.path(data_dir),
+                        every=snapshots.every,
+                        keep=snapshots.keep,
+                        now=time.time(),
+                    )
                 )
-            )
-            if made is not None:
-                _log.info("snapshot_made", path=str(made))
-        except (OSError, StoreError) as error:
-            _log.error("snapshot_failed", error=str(error))
-        await asyncio.sleep(min(config.snapshots.every, SNAPSHOT_CHECK_SECONDS))
+                if made is not None:
+                    _log.info("snapshot_made", path=str(made))
+            except (OSError, StoreError) as error:
+                _log.error("snapshot_failed", error=str(error))
+        await asyncio.sleep(min(snapshots.every or math.inf, SNAPSHOT_CHECK_SECONDS))
+
+
+async def _prune(daemon: Daemon) -> None:
+    """Have retention delete what is due, regularly; what goes wrong is logged."""
+    while True:
+        await asyncio.sleep(PRUNE_SECONDS)
+        try:
+            await daemon.store.prune(retention(daemon.config))
+        except Exception as error:  # tried again in an hour, whatever it was
+            _log.error("prune_failed", error=str(error), exc_info=not isinstance(error, StoreError))
 
 
 async def _in_daemon_thread(work: Callable[[], Path | None]) -> Path | None:
@@ -265,21 +363,6 @@ async def _in_daemon_thread(work: Callable[[], Path | None]) -> Path | None:
 
     threading.Thread(target=run, name="snapshot", daemon=True).start()
     return await done
-
-
-def quotas(config: Config) -> Quotas:
-    """The store's part of the configuration."""
-    store = config.store
-    return Quotas(
-        history=store.history,
-        hold_on_shrink=math.ceil(store.hold_on_shrink),
-        max_bytes=store.max_bytes,
-        max_bytes_per_peer=store.max_bytes_per_peer,
-        max_peers=store.max_peers,
-        max_channels_per_peer=store.max_channels_per_peer,
-        probation=math.ceil(store.probation),
-        min_free_space=store.min_free_space,
-    )
 
 
 def _limits(config: Config) -> Limits:

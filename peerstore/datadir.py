@@ -10,9 +10,12 @@ import struct
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from peerstore.errors import DataDirectoryError, KeyFileError
-from peerstore.transport.secp256k1 import KeyPair
+
+if TYPE_CHECKING:
+    from peerstore.transport.secp256k1 import KeyPair  # slow: only for who needs a key
 
 SOCKET_NAME = "peerstore.sock"
 LOCK_NAME = "peerstore.lock"
@@ -104,6 +107,8 @@ def load_key(path: Path, *, private: bool = True) -> KeyPair:
     if private and stat.S_IMODE(mode) & 0o077:
         raise KeyFileError(f"others can read the key file {path}: chmod 600 {path}")
     try:
+        from peerstore.transport.secp256k1 import KeyPair
+
         return KeyPair.from_private_bytes(bytes.fromhex(text.decode("ascii").strip()))
     except ValueError:
         raise KeyFileError(
@@ -119,6 +124,8 @@ def load_or_make_key(path: Path, *, private: bool = True) -> tuple[KeyPair, bool
     """
     with contextlib.suppress(FileNotFoundError):
         return load_key(path, private=private), False
+    from peerstore.transport.secp256k1 import KeyPair
+
     key = KeyPair.generate()
     assert key.private is not None  # noqa: S101 - just made
     # Written whole under another name first: a crash must not leave half a key.

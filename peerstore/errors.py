@@ -7,6 +7,9 @@ PeerstoreError                  the base; never raised itself
 |   |-- KeyFileError            the node's key: missing, unreadable, malformed, open to others
 |   |-- DataDirectoryError      the data directory can't be made, written or locked
 |   |-- ListenError             no peer socket could be opened
+|   |-- DialError               a peer could not be connected to
+|   |-- DeclinedError           an operator was asked and did not agree
+|   |-- NotRunningError         the daemon is needed and does not run: a command exits 3
 |   |-- StoreError              the database
 |   |   |-- SchemaError         made by a newer program, or for another key or network
 |   |   |-- StoreClosedError    asked after it was closed, or by a connection fenced off
@@ -50,6 +53,18 @@ class DataDirectoryError(OperatorError):
 
 class ListenError(OperatorError):
     """A peer socket could not be opened."""
+
+
+class DialError(OperatorError):
+    """A peer could not be connected to."""
+
+
+class DeclinedError(OperatorError):
+    """An operator was asked whether to go on, and did not agree."""
+
+
+class NotRunningError(OperatorError):
+    """The daemon is needed and does not run; a command exits 3."""
 
 
 class StoreError(OperatorError):

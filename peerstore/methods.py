@@ -1,4 +1,4 @@
-"""What an operator can have done to the store, by name: the methods of the control socket.
+"""What an operator can ask of the store, by name: methods of the control socket.
 
 The same table serves a command that finds no daemon and takes the lock itself, so there is one way
 in which a thing is done. Parameters are what JSON has: ids in hexadecimal, kinds by name, times in
@@ -10,36 +10,12 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
+from peerstore.documents import alarm_document, due_document
 from peerstore.errors import AddressError
 from peerstore.store import operations
+from peerstore.store.base import Retention
 from peerstore.store.sqlite import SqliteStore
-from peerstore.types import CHANNEL_ID_SIZE, BackupKind, Slot, parse_node_id
-
-
-def parse_slot(node_id: str, kind: str, channel_id: str = "") -> Slot:
-    """A slot from its texts; raises AddressError."""
-    if not all(isinstance(text, str) for text in (node_id, kind, channel_id)):
-        raise AddressError("node_id, kind and channel_id are texts")
-    try:
-        backup_kind = BackupKind[kind.upper()]
-    except KeyError:
-        known = ", ".join(known.label for known in BackupKind)
-        raise AddressError(f"{kind!r} is no kind of backup; known are {known}") from None
-    try:
-        channel = bytes.fromhex(channel_id)
-    except ValueError:
-        raise AddressError(f"{channel_id!r} is not a channel id: 64 hexadecimal digits") from None
-    of_channel = backup_kind is BackupKind.CHANNEL_BACKUP
-    if not channel and of_channel:
-        raise AddressError(
-            "a channel_backup is one of several: give its channel id, 64 hexadecimal digits"
-            " (`peerstore backups list` has them)"
-        )
-    if channel and not of_channel:
-        raise AddressError(f"a {backup_kind.label} has no channel id")
-    if len(channel) != (CHANNEL_ID_SIZE if of_channel else 0):
-        raise AddressError(f"{channel_id!r:.100} is not a channel id: 64 hexadecimal digits")
-    return Slot(parse_node_id(node_id), backup_kind, channel)
+from peerstore.types import parse_node_id, parse_slot
 
 
 def _count(value: object) -> int:
@@ -49,8 +25,25 @@ def _count(value: object) -> int:
     return value
 
 
-def methods(store: SqliteStore) -> Mapping[str, Callable[..., Awaitable[Any]]]:
-    """The methods that change the store, each named `noun.verb`."""
+def _flag(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise AddressError(f"{value!r:.40} is neither true nor false")
+    return value
+
+
+async def _nothing() -> None:
+    """Nobody has to be told of a rule."""
+
+
+def methods(
+    store: SqliteStore,
+    retention: Callable[[], Retention] = Retention,
+    rules_changed: Callable[[], Awaitable[None]] = _nothing,
+) -> Mapping[str, Callable[..., Awaitable[Any]]]:
+    """The methods that need the store alone, each named `noun.verb`.
+
+    `retention` is asked each time; `rules_changed` is called after a rule about a peer.
+    """
 
     async def pin(node_id: str, kind: str, channel_id: str, revision: int) -> None:
         await store.run(operations.pin(parse_slot(node_id, kind, channel_id), _count(revision)))
@@ -59,7 +52,7 @@ def methods(store: SqliteStore) -> Mapping[str, Callable[..., Awaitable[Any]]]:
         await store.run(operations.unpin(parse_slot(node_id, kind, channel_id), _count(revision)))
 
     async def hold(
-        node_id: str, kind: str, channel_id: str, revision: int, seconds: int | None
+        node_id: str, kind: str, channel_id: str, revision: int, seconds: int | None = None
     ) -> None:
         slot = parse_slot(node_id, kind, channel_id)
         span = None if seconds is None else _count(seconds)
@@ -71,8 +64,30 @@ def methods(store: SqliteStore) -> Mapping[str, Callable[..., Awaitable[Any]]]:
     async def delete(node_id: str, kind: str, channel_id: str, revision: int) -> None:
         await store.run(operations.delete(parse_slot(node_id, kind, channel_id), _count(revision)))
 
+    async def prune(dry_run: bool = False) -> dict[str, Any]:
+        due = await store.prune(retention(), dry_run=_flag(dry_run))
+        return {"items": [due_document(each) for each in due]}
+
+    async def set_rule(node_id: str, rule: str, undo: bool) -> None:
+        peer = parse_node_id(node_id)
+        await store.run(operations.set_rule(peer, rule, undo=_flag(undo)))
+        await rules_changed()
+
+    async def allow(node_id: str, undo: bool = False) -> None:
+        await set_rule(node_id, "allow", undo)
+
+    async def deny(node_id: str, undo: bool = False) -> None:
+        await set_rule(node_id, "deny", undo)
+
+    async def forget(node_id: str) -> None:
+        await store.run(operations.forget(parse_node_id(node_id)))
+
     async def acknowledge(number: int) -> None:
         await store.run(operations.acknowledge(_count(number)))
+
+    async def alarms(acknowledged: bool = False) -> dict[str, Any]:
+        found = await store.reader.alarms(acknowledged=_flag(acknowledged))
+        return {"items": [alarm_document(alarm) for alarm in found]}
 
     return {
         "backups.pin": pin,
@@ -80,5 +95,10 @@ def methods(store: SqliteStore) -> Mapping[str, Callable[..., Awaitable[Any]]]:
         "backups.hold": hold,
         "backups.release": release,
         "backups.delete": delete,
+        "backups.prune": prune,
+        "peers.allow": allow,
+        "peers.deny": deny,
+        "peers.forget": forget,
+        "alarms.list": alarms,
         "alarms.ack": acknowledge,
     }

@@ -19,13 +19,21 @@ import ipaddress
 import socket
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Any, cast
 
 import structlog
 
 from peerstore.connection import Authenticated, Connection
-from peerstore.errors import DecryptionError, ListenError, StoreError, TransportError
+from peerstore.errors import (
+    DecryptionError,
+    DialError,
+    ListenError,
+    StoreError,
+    TransportError,
+)
+from peerstore.policy import EVERYONE, Policy
 from peerstore.session import (
+    UPDATE_REFUSED,
     Action,
     Close,
     Forgo,
@@ -33,13 +41,22 @@ from peerstore.session import (
     Retrieve,
     Send,
     Session,
+    State,
     Stored,
     Timeouts,
 )
 from peerstore.session import Store as StoreUpdate
 from peerstore.store.base import Lease, Store
 from peerstore.transport.secp256k1 import KeyPair
-from peerstore.types import BackupKind, Network, NodeId, Slot, format_host_port
+from peerstore.types import (
+    BackupKind,
+    Network,
+    NodeAddress,
+    NodeId,
+    Slot,
+    format_host_port,
+)
+from peerstore.wire.features import encode_features
 from peerstore.wire.messages import address_descriptor
 
 READ_BUFFER = 128 << 10
@@ -53,6 +70,9 @@ WRITE_AHEAD = 64 << 10
 
 CLOSE_SECONDS = 5.0
 """How long a peer may take to read what was sent before we closed."""
+
+DIAL_SECONDS = 20.0
+"""How long a connection that we dial may take until both have said `init`."""
 
 BACKLOG = 1024
 """Connections that the kernel completes before they are accepted."""
@@ -75,8 +95,17 @@ class Limits:
 class PeerServer:
     """Accepts peers and serves each by the book; see the module's docstring."""
 
-    def __init__(self, *, key: KeyPair, network: Network, store: Store, limits: Limits) -> None:
+    def __init__(
+        self,
+        *,
+        key: KeyPair,
+        network: Network,
+        store: Store,
+        limits: Limits,
+        policy: Policy = EVERYONE,
+    ) -> None:
         self.key = key
+        self.policy = policy
         self.network = network
         self.store = store
         self.limits = limits
@@ -121,6 +150,44 @@ class PeerServer:
             self.addresses += [sock.getsockname()[:2] for sock in server.sockets]
         if not self._servers:
             raise ListenError("listen.addresses has no address that can be listened on here")
+
+    async def dial(self, address: NodeAddress) -> PeerConnection:
+        """Connect to a peer, and return when both have said `init`.
+
+        A connection that is there already is enough. Raises DialError.
+        """
+        if address.node_id == self.key.node_id:
+            raise DialError(f"{address} is this node itself")
+        there = self.peers.get(address.node_id)
+        if there is not None and there.met:
+            return there
+        try:
+            connection = PeerConnection(self, address.node_id, self.loop.create_future())
+        except TransportError:
+            raise DialError(f"{address}: the node id is no point on the curve") from None
+        try:
+            async with asyncio.timeout(DIAL_SECONDS):
+                await self.loop.create_connection(lambda: connection, address.host, address.port)
+                await connection.both_said_init()
+        except TimeoutError:
+            connection.abort()
+            raise DialError(f"{address}: no answer within {DIAL_SECONDS:g} s") from None
+        except (OSError, ValueError) as error:  # ValueError: no host name at all
+            why = getattr(error, "strerror", None) or error
+            raise DialError(f"{address}: can't connect: {why}") from error
+        except DialError as error:
+            raise DialError(f"{address}: {error}") from None
+        return connection
+
+    def set_policy(self, policy: Policy) -> None:
+        """Serve by another policy from now on, also who is connected."""
+        self.policy = policy
+        for connection in self.connections:
+            connection.follow_policy()
+
+    def set_limits(self, limits: Limits) -> None:
+        """Other limits, for the connections that come from now on."""
+        self.limits = limits
 
     def close_listeners(self) -> None:
         """Accept nobody any more. Never waits: asyncio's wait_closed waits for idle peers."""
@@ -167,10 +234,14 @@ class PeerConnection(asyncio.BufferedProtocol):
         "_closing",
         "_connection",
         "_deadline",
+        "_ended_because",
         "_eof",
         "_eof_after_init",
         "_lease",
+        "_met",
+        "_opened_at",
         "_reading",
+        "_remote",
         "_server",
         "_session",
         "_task",
@@ -179,14 +250,26 @@ class PeerConnection(asyncio.BufferedProtocol):
         "_uncommitted",
         "_wanted",
         "_writable",
+        "met",
         "node_id",
     )
 
-    def __init__(self, server: PeerServer) -> None:
+    def __init__(
+        self,
+        server: PeerServer,
+        remote: NodeId | None = None,
+        met: asyncio.Future[None] | None = None,
+    ) -> None:
+        """`remote` is whom we dial, `met` is done when both have said `init`."""
         self.node_id: NodeId | None = None
+        self.met = False
+        """Whether the peer's `init` has come and was right."""
         self._server = server
+        self._remote = remote
+        self._met = met
+        self._opened_at = 0.0
         self._transport = cast("asyncio.Transport", None)  # there from connection_made on
-        self._connection = Connection(server.key)
+        self._connection = Connection(server.key, remote_node_id=remote)
         self._session: Session | None = None
         self._lease: Lease | None = None
         self._task: asyncio.Task[None] | None = None
@@ -198,6 +281,7 @@ class PeerConnection(asyncio.BufferedProtocol):
         self._closing = False
         self._eof = False
         self._eof_after_init = False
+        self._ended_because = "the connection was closed"
         self._reading = True
         self._writable = True
         self._uncommitted = False
@@ -207,7 +291,9 @@ class PeerConnection(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
         self._server.connections.add(self)
-        self._deadline = self._server.loop.time() + self._server.limits.handshake
+        self._opened_at = self._server.loop.time()
+        self._deadline = self._opened_at + self._server.limits.handshake
+        self._flush()  # act one, if it is ours to say
         self._arm()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -222,6 +308,8 @@ class PeerConnection(asyncio.BufferedProtocol):
             self._task.cancel()
         if self._lease is not None:
             self._lease.close()
+        if self._met is not None and not self._met.done():
+            self._met.set_exception(DialError(self._ended_because))
         self._server.forget(self)
 
     def get_buffer(self, sizehint: int) -> memoryview:
@@ -297,7 +385,28 @@ class PeerConnection(asyncio.BufferedProtocol):
         if not self._closing:
             self._end_session(hung_up=False)
         self._closing = True
-        self._transport.abort()
+        if self._transport is not None:  # else the dial has not got that far
+            self._transport.abort()
+
+    async def both_said_init(self) -> None:
+        """Wait for the end of the beginning of a connection that we dialed; raises DialError."""
+        assert self._met is not None  # noqa: S101 - see __init__
+        await self._met
+
+    def follow_policy(self) -> None:
+        """Take updates or refuse them as the policy has it now."""
+        if self._session is not None and self.node_id is not None:
+            self._session.refusal = self._server.policy.refusal(self.node_id)
+
+    def describe(self) -> dict[str, Any]:
+        """The connection as the control socket shows it; times in seconds."""
+        return {
+            "node_id": self._hex_id(),
+            "address": self._address(),
+            "inbound": self._remote is None,
+            "seconds": int(self._server.loop.time() - self._opened_at),
+            "features": encode_features(self._session.features if self._session else 0).hex(),
+        }
 
     def regulate(self) -> None:
         """Read from the socket, or stop reading, as the state of things has it."""
@@ -344,6 +453,8 @@ class PeerConnection(asyncio.BufferedProtocol):
                 elif self._session is not None:
                     now = self._server.loop.time()
                     self._carry_out(self._session.receive(event.data, now))
+                    if not self.met:
+                        self._meet(self._session)
                     if self._connection.outgoing > WRITE_AHEAD:
                         # What the peer does not read has to stop us at once.
                         self._flush()
@@ -357,6 +468,15 @@ class PeerConnection(asyncio.BufferedProtocol):
         self.regulate()
         if not self._closing:
             self._arm()
+
+    def _meet(self, session: Session) -> None:
+        """The peer's first message was taken: was it a good `init`?"""
+        if session.state is State.CLOSED or self._lease is None:
+            return
+        self.met = True
+        self._lease.meet(self._address(), encode_features(session.features))
+        if self._met is not None and not self._met.done():
+            self._met.set_result(None)
 
     def _end_session(self, *, hung_up: bool) -> None:
         """Nothing more is taken from the peer; `hung_up` says whether that is its doing."""
@@ -398,6 +518,8 @@ class PeerConnection(asyncio.BufferedProtocol):
             now=self._server.loop.time(),
             remote_addr=self._remote_addr(),
             stored=stored_of(lease),
+            refusal=self._server.policy.refusal(node_id),
+            initiator=self._remote is not None,
             timeouts=self._server.limits.session,
         )
         self._server.log.debug("peer_connected", node_id=node_id.hex(), address=self._address())
@@ -414,6 +536,8 @@ class PeerConnection(asyncio.BufferedProtocol):
                 self._wanted = action
             elif isinstance(action, Report):
                 self._server.events[action.event] += 1
+                if action.event == UPDATE_REFUSED and self._lease is not None:
+                    self._lease.note_refusal(str(action.details["reason"]))
                 if action.logged:
                     self._server.log.info(action.event, node_id=self._hex_id(), **action.details)
             elif isinstance(action, Forgo):
@@ -524,6 +648,9 @@ class PeerConnection(asyncio.BufferedProtocol):
         return self.node_id.hex() if self.node_id is not None else ""
 
     def _log_end(self, reason: str) -> None:
+        self._ended_because = reason
+        if not self._connection.authenticated:
+            self._ended_because += ": is this its node id?"
         self._server.log.debug(
             "peer_disconnected", node_id=self._hex_id(), address=self._address(), reason=reason
         )

@@ -55,6 +55,9 @@ from peerstore.wire.messages import (
     message_type,
 )
 
+UPDATE_REFUSED = "update_refused"
+"""The event of a report that an update was not stored; its `reason` says why."""
+
 MAX_REPORTS = 20
 """Things of one connection that are logged; a peer must not fill the log."""
 
@@ -162,8 +165,9 @@ class Session:
     """See the module's docstring.
 
     `offered` is our feature vector, `chain_hash` our one chain, `remote_addr` the address
-    descriptor to echo to the peer or None, `stored` what the peer has here. `initiator` says that
-    we have dialed: then our `init` never waits. Times are seconds on any clock that never goes
+    descriptor to echo to the peer or None, `stored` what the peer has here. With a `refusal` the
+    peer is not served: it gets back what it has here, but is not offered storage. `initiator` says
+    that we have dialed: then our `init` never waits. Times are seconds on any clock that never goes
     back.
     """
 
@@ -187,6 +191,7 @@ class Session:
         "_timeouts",
         "_told_channels",
         "features",
+        "refusal",
         "state",
     )
 
@@ -198,13 +203,16 @@ class Session:
         offered: int = features.OURS,
         remote_addr: bytes | None = None,
         stored: Stored = Stored(),
+        refusal: str = "",
         initiator: bool = False,
         timeouts: Timeouts = Timeouts(),
     ) -> None:
         self.state = State.INIT
         self.features = 0
         """The peer's features as far as they have a name, once its `init` has come."""
-        self._offered = offered
+        self.refusal = refusal
+        """Why no update of the peer is taken, "" when they are; may change at any time."""
+        self._offered = offered & ~(3 << features.OPTION_PROVIDE_STORAGE) if refusal else offered
         self._chain_hash = chain_hash
         self._remote_addr = remote_addr
         self._timeouts = timeouts
@@ -274,7 +282,7 @@ class Session:
             # An update that can't be read was refused, and the warning has to say so.
             refused = data[:2] in _UPDATES
             if refused:
-                self._report("update_refused", reason=str(error))
+                self._report(UPDATE_REFUSED, reason=str(error))
             self._fail(f"storage: {error}" if refused else str(error))
         return self._take_actions()
 
@@ -363,7 +371,7 @@ class Session:
             if not self._init_said:
                 self._say_init()
             raise
-        self.features = init.features & features.KNOWN
+        self.features = init.features & features.NAMED
         self.state = State.REPLAY
         wanted = features.offers(self.features, features.WANT_PEER_BACKUP_STORAGE)
         if not self._init_said:
@@ -407,8 +415,11 @@ class Session:
     def _on_pong(self, _message: Pong, _now: float) -> None:
         self._ping_in_flight = False
 
-    def _on_peer_storage(self, message: PeerStorage, _now: float) -> None:
-        self._store(BackupKind.PEER_STORAGE, b"", message.blob)
+    def _on_peer_storage(self, message: PeerStorage, now: float) -> None:
+        if self.refusal:
+            self._refuse(self.refusal, now)
+        else:
+            self._store(BackupKind.PEER_STORAGE, b"", message.blob)
 
     def _on_update_node_backup(self, message: UpdateNodeBackup, now: float) -> None:
         refusal = self._refusal(message)
@@ -431,6 +442,8 @@ class Session:
 
     def _refusal(self, message: UpdateNodeBackup | UpdateChannelBackup) -> str:
         """Why a backup of pull request 881 is not taken, "" when it is."""
+        if self.refusal:
+            return self.refusal
         if not features.offers(self.features, features.WANT_PEER_BACKUP_STORAGE):
             bits = f"{features.NAMES[features.WANT_PEER_BACKUP_STORAGE]} (40/41)"
             return f"{message.NAME}: your init does not set {bits}"
@@ -461,6 +474,10 @@ class Session:
             self._drop(outcome.dropped, now)
         update = outcome.update
         if update is None:
+            return
+        if self.refusal:
+            if update.blob is not None:  # taken before the policy changed
+                self._drop(self.refusal, now)
             return
         kind = BackupKind.CHANNEL_BACKUP
         sequence = self._store(kind, update.channel_id, update.blob, update.state)
@@ -561,7 +578,7 @@ class Session:
         for due in self._confirmations.due(now):
             if isinstance(due, str):
                 self._warn(f"storage: {due}")
-                self._report("update_refused", reason=due)
+                self._report(UPDATE_REFUSED, reason=due)
             else:
                 self._send(Pong(bytes(due)))
 

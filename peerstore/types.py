@@ -129,13 +129,39 @@ def parse_node_id(text: str) -> NodeId:
     """
     try:
         node_id = bytes.fromhex(text)
-    except ValueError:
+    except (ValueError, TypeError):  # what comes as JSON may be no text at all
         node_id = b""
     if len(node_id) != NODE_ID_SIZE or node_id[0] not in (2, 3) or len(text) != 2 * NODE_ID_SIZE:
         raise AddressError(
-            f"{text!r} is not a node id: 66 hexadecimal digits that begin with 02 or 03"
+            f"{text!r:.100} is not a node id: 66 hexadecimal digits that begin with 02 or 03"
         )
     return NodeId(node_id)
+
+
+def parse_slot(node_id: str, kind: str, channel_id: str = "") -> Slot:
+    """A slot from its texts; raises AddressError."""
+    if not all(isinstance(text, str) for text in (node_id, kind, channel_id)):
+        raise AddressError("node_id, kind and channel_id are texts")
+    try:
+        backup_kind = BackupKind[kind.upper()]
+    except KeyError:
+        known = ", ".join(known.label for known in BackupKind)
+        raise AddressError(f"{kind!r} is no kind of backup; known are {known}") from None
+    try:
+        channel = bytes.fromhex(channel_id)
+    except ValueError:
+        raise AddressError(f"{channel_id!r} is not a channel id: 64 hexadecimal digits") from None
+    of_channel = backup_kind is BackupKind.CHANNEL_BACKUP
+    if not channel and of_channel:
+        raise AddressError(
+            "a channel_backup is one of several: give its channel id, 64 hexadecimal digits"
+            " (`peerstore backups list` has them)"
+        )
+    if channel and not of_channel:
+        raise AddressError(f"a {backup_kind.label} has no channel id")
+    if len(channel) != (CHANNEL_ID_SIZE if of_channel else 0):
+        raise AddressError(f"{channel_id!r:.100} is not a channel id: 64 hexadecimal digits")
+    return Slot(parse_node_id(node_id), backup_kind, channel)
 
 
 def parse_host_port(text: str) -> tuple[str, int]:

@@ -13,11 +13,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from peerstore import config
-from peerstore.config import Config, Loaded, data_directory, load
-from peerstore.config_values import Duration, FileName, Size, Timeout
+from peerstore import config, configured
+from peerstore.config import (
+    NEEDS_RESTART,
+    Config,
+    Loaded,
+    PolicyTable,
+    RetentionTable,
+    data_directory,
+    load,
+)
+from peerstore.config_values import Duration, FileName, NodeIdText, Size, Timeout
 from peerstore.errors import ConfigError
-from peerstore.types import Network
+from peerstore.policy import EVERYONE, Policy
+from peerstore.store.base import Quotas, Retention
+from peerstore.types import Network, parse_node_id
 
 EXAMPLE = Path(__file__).parent.parent / "config.example.toml"
 
@@ -207,7 +217,11 @@ def test_a_wrong_override_names_the_flag(tmp_path: Path, override: str, problem:
         ('url = "sqlite:///x.db"', "unknown key url; did you mean store.url?"),
         ('Network = "regtest"', "unknown key Network; did you mean network?"),
         ("[limits.listen]", "unknown table [limits.listen]; did you mean listen?"),
-        ("[zzz]", "unknown table [zzz]; known are listen, store, limits, snapshots, log"),
+        (
+            "[zzz]",
+            "unknown table [zzz]; known are listen, store, policy, limits, retention, snapshots,"
+            " log",
+        ),
         ("zzz = 1", "unknown key zzz; known are network, node_key_file, alias, "),
         ('"a\\nb" = 1', "unknown key a\\nb; known are "),
         ("listen = 5", "listen = 5: expected a table, [listen]"),
@@ -225,7 +239,7 @@ def test_an_unknown_key_or_table_is_named_with_the_nearest(
     "text",
     [
         "[dial]\npeers = []",
-        '[policy]\nserve = "anyone"',
+        '[channels]\nsource = "cln"',
         "limits.max_connections = 1",
         '[metrics]\nlisten = ""',
     ],
@@ -602,3 +616,125 @@ def test_counts_come_as_text_from_the_environment_and_flags(tmp_path: Path) -> N
     assert loaded.config.snapshots.keep == 2
     with pytest.raises(ConfigError, match=r"PEERSTORE_STORE__HISTORY.*at least 1"):
         load(tmp_path, None, {"PEERSTORE_STORE__HISTORY": "many"})
+
+
+# [policy] and [retention]
+
+NODE_IDS = [f"02{'ab' * 32}", f"03{'CD' * 32}"]
+
+
+def test_who_is_served_is_read_as_written(tmp_path: Path) -> None:
+    loaded = load_text(
+        tmp_path,
+        f'[policy]\nserve = "allowlist"\nallow = {json.dumps(NODE_IDS)}\ndeny = ["{NODE_IDS[1]}"]',
+    )
+    table = loaded.config.policy
+    assert (table.serve, table.allow, table.deny) == ("allowlist", (*NODE_IDS,), (NODE_IDS[1],))
+    assert [text.node_id.hex() for text in table.allow] == [text.lower() for text in NODE_IDS]
+    shown = {setting.key: setting.value for setting in loaded.settings()}
+    assert shown["policy.allow"] == NODE_IDS
+
+
+def test_who_is_served_comes_as_json_from_the_environment_and_flags(tmp_path: Path) -> None:
+    loaded = load(
+        tmp_path,
+        None,
+        {"PEERSTORE_POLICY__ALLOW": json.dumps(NODE_IDS), "PEERSTORE_POLICY__SERVE": "allowlist"},
+        [f'policy.deny=["{NODE_IDS[0]}"]'],
+    )
+    assert loaded.config.policy.serve == "allowlist"
+    assert loaded.config.policy.allow == (*NODE_IDS,)
+    assert loaded.config.policy.deny == (NODE_IDS[0],)
+
+
+@pytest.mark.parametrize("key", ["allow", "deny"])
+@pytest.mark.parametrize(
+    "node_id",
+    [
+        "",
+        NODE_IDS[0][:-2],
+        NODE_IDS[0] + "ab",
+        f"04{'ab' * 32}",
+        f"02{'xy' * 32}",
+        f"02 {'ab' * 31}a",
+        f"{NODE_IDS[0]}@203.0.113.5:9735",
+    ],
+)
+def test_what_is_no_node_id_is_refused(tmp_path: Path, key: str, node_id: str) -> None:
+    line = refusal(tmp_path, f'[policy]\n{key} = ["{NODE_IDS[1]}", "{node_id}"]')
+    assert line.startswith(f"file {tmp_path / 'config.toml'}: policy.{key} = [")
+    assert "is not a node id: 66 hexadecimal digits that begin with 02 or 03" in line
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ('policy.serve = "channels"', "expected one of anyone, allowlist"),
+        ('policy.serve = "Anyone"', "expected one of anyone, allowlist"),
+        ("policy.serve = true", "expected one of anyone, allowlist"),
+        (f'policy.allow = "{NODE_IDS[0]}"', "expected a list, such as"),
+        ("policy.deny = [2]", "expected a list, such as"),
+        ('retention.after_close_time = "0"', "a timeout must be more than 0"),
+        ('retention.after_close_time = "forever"', "expected a number and a unit"),
+        ("retention.inactive_time = 0", "expected text in quotes, such as"),
+        ('retention.inactive_time = "-1d"', "expected a number and a unit"),
+        ('retention.inactive_time = "40000d"', "expected at most a hundred years"),
+    ],
+)
+def test_a_wrong_value_of_policy_or_retention_is_named(
+    tmp_path: Path, text: str, problem: str
+) -> None:
+    line = refusal(tmp_path, text)
+    key = text.partition(" = ")[0]
+    assert line.startswith(f"file {tmp_path / 'config.toml'}: {key} = ")
+    assert problem in line
+
+
+def test_how_long_is_kept_is_read_as_written(tmp_path: Path) -> None:
+    loaded = load_text(tmp_path, '[retention]\nafter_close_time = "1.5d"\ninactive_time = "52w"')
+    assert float(loaded.config.retention.after_close_time) == 1.5 * 86400
+    assert float(loaded.config.retention.inactive_time) == 52 * 7 * 86400
+    shown = {setting.key: setting.value for setting in loaded.settings()}
+    assert shown["retention.after_close_time"] == "1.5d"
+
+
+# What the configuration means
+
+
+def test_the_configurations_lists_and_the_operators_rules_make_the_policy(tmp_path: Path) -> None:
+    allowed, denied = (parse_node_id(text) for text in NODE_IDS)
+    table = PolicyTable("allowlist", (NodeIdText(NODE_IDS[0]),), (NodeIdText(NODE_IDS[1]),))
+    rules = {denied: "allow"}
+    assert configured.policy(Config(policy=table), rules) == Policy(
+        "allowlist", frozenset({allowed}), frozenset({denied}), rules
+    )
+    assert configured.policy(Config(), {}) == EVERYONE
+
+
+@pytest.mark.parametrize(
+    ("after_close", "inactive", "expected"),
+    [
+        ("14d", "0", Retention(14 * 86400, 0)),
+        ("1ms", "1ms", Retention(1, 1)),
+        ("1.5s", "1.5s", Retention(2, 2)),
+    ],
+)
+def test_what_is_kept_is_kept_for_whole_seconds_and_never_shorter(
+    after_close: str, inactive: str, expected: Retention
+) -> None:
+    table = RetentionTable(Timeout(after_close), Duration(inactive))
+    assert configured.retention(Config(retention=table)) == expected
+
+
+def test_the_defaults_of_retention_and_quotas_are_those_of_the_store() -> None:
+    assert configured.retention(Config()) == Retention()
+    assert configured.quotas(Config()) == Quotas()
+
+
+def test_what_needs_a_restart_are_keys_that_there_are(tmp_path: Path) -> None:
+    keys = {setting.key for setting in load(tmp_path, None, {}).settings()}
+    assert set(NEEDS_RESTART) <= keys
+    # What an operator reloads for is none of it.
+    assert not [
+        key for key in NEEDS_RESTART if key.startswith(("policy.", "retention.", "limits."))
+    ]

@@ -215,3 +215,91 @@ def test_any_feature_vector_is_accepted_or_refused_by_the_rules(bits: set[int]) 
 )
 def test_a_bit_is_described_by_its_name(bit: int, text: str) -> None:
     assert features.describe(bit) == text
+
+
+# What a peer's features tell
+
+
+def test_what_is_named_is_what_is_tolerated_and_what_one_implementation_alone_sets() -> None:
+    assert list(feature_bits(features.KNOWN)) == sorted(
+        bit + odd for bit in TOLERATED for odd in (0, 1)
+    )
+    assert features.NAMED & features.KNOWN == features.KNOWN
+    assert set(feature_bits(features.NAMED & ~features.KNOWN)) == {162, 163, 2022, 2023}
+    assert not features.NAMES.keys() & features.OWN_NAMES.keys()
+
+
+@pytest.mark.parametrize("bit", [162, 2022])
+def test_what_is_named_alone_is_not_tolerated_when_it_is_required(bit: int) -> None:
+    features.check(1 << bit + 1)
+    with pytest.raises(FeatureError, match=rf"\b{bit}\b"):
+        features.check(1 << bit)
+
+
+@quick
+@given(st.sets(st.integers(0, 2100)))
+def test_features_are_named_bit_by_bit_in_their_order(bits: set[int]) -> None:
+    assert features.names(vector(bits)) == [features.describe(bit) for bit in sorted(bits)]
+
+
+def test_every_named_bit_has_a_name_of_its_own() -> None:
+    names = features.names(features.NAMED)
+    assert len(names) == len(set(names)) == features.NAMED.bit_count()
+    assert not [name for name in names if name.startswith("feature ")]
+    for name, bit in zip(names, feature_bits(features.NAMED), strict=True):
+        assert name.endswith(f" ({bit})")
+        assert name.isprintable()
+
+
+def test_ours_are_named() -> None:
+    assert features.names(features.OURS) == [
+        "option_data_loss_protect (1)",
+        "var_onion_optin (9)",
+        "option_static_remotekey (13)",
+        "payment_secret (15)",
+        "option_anchors (23)",
+        "option_provide_storage (43)",
+        "option_channel_type (45)",
+    ]
+    assert features.names(0) == []
+
+
+@pytest.mark.parametrize("odd", [0, 1])
+@pytest.mark.parametrize(
+    ("bits", "client"),
+    [
+        ((104,), "Core Lightning"),
+        ((162,), "Core Lightning"),
+        ((104, 162), "Core Lightning"),
+        ((560,), "eclair or Phoenix"),
+        ((560, 562, 564), "eclair or Phoenix"),
+        ((2022,), "lnd"),
+        # Who sets bits of two is none of them for sure.
+        ((104, 2022), ""),
+        ((162, 560, 2022), ""),
+        ((152,), ""),
+        ((), ""),
+    ],
+)
+def test_the_implementation_is_told_by_bits_that_it_alone_sets(
+    bits: tuple[int, ...], client: str, odd: int
+) -> None:
+    assert features.client(vector(bit + odd for bit in bits)) == client
+    # What all set tells nothing.
+    assert features.client(vector(bit + odd for bit in bits) | features.OURS) == client
+
+
+@quick
+@given(st.sets(st.sampled_from(BOLT9) | st.sampled_from(BOLT9).map(lambda bit: bit + 1)))
+def test_no_bit_of_the_specification_tells_an_implementation(bits: set[int]) -> None:
+    assert features.client(vector(bits)) == ""
+
+
+@quick
+@given(st.sets(st.integers(0, 2100)))
+def test_an_implementation_is_told_as_well_from_the_bits_with_a_name(bits: set[int]) -> None:
+    # These are the ones that are kept of a peer.
+    kept = vector(bits) & features.NAMED
+    assert features.client(kept) == features.client(vector(bits))
+    field = features.encode_features(kept)
+    assert features.names(features.decode_features(field)) == features.names(kept)

@@ -47,6 +47,24 @@ NAMES = {
 KNOWN = sum(3 << pair for pair in NAMES)
 """Both bits of every pair that has a name."""
 
+OWN_NAMES = {
+    # Odd bits that one implementation alone sets, from its own source.
+    162: "experimental_splice",
+    2022: "script_enforced_lease",
+}
+
+NAMED = KNOWN | sum(3 << pair for pair in OWN_NAMES)
+"""Both bits of every pair that can be told by name."""
+
+_CLIENTS = {
+    104: "Core Lightning",  # shutdown_wrong_funding
+    162: "Core Lightning",
+    560: "eclair or Phoenix",
+    562: "eclair or Phoenix",
+    564: "eclair or Phoenix",
+    2022: "lnd",
+}
+
 DEPENDENCIES = {16: 14, 50: 46, 60: 26}
 """Feature pair to the pair that it needs, both by their even bit."""
 
@@ -79,8 +97,20 @@ def offers(features: int, pair: int) -> bool:
 
 def describe(bit: int) -> str:
     """A bit with its name, as in `basic_mpp (17)`."""
-    name = NAMES.get(bit & ~1)
+    name = NAMES.get(bit & ~1) or OWN_NAMES.get(bit & ~1)
     return f"{name} ({bit})" if name else f"feature {bit}"
+
+
+def names(features: int) -> list[str]:
+    """The features by name, each with its bit, as in `basic_mpp (17)`."""
+    bits = (bit for bit in range(features.bit_length()) if features >> bit & 1)
+    return [describe(bit) for bit in bits]
+
+
+def client(features: int) -> str:
+    """The implementation that alone sets one of these bits, "" when none tells."""
+    found = {name for pair, name in _CLIENTS.items() if offers(features, pair)}
+    return found.pop() if len(found) == 1 else ""
 
 
 def check(features: int) -> None:

@@ -1,0 +1,67 @@
+"""What the configuration means to the parts that know nothing of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+from peerstore.config import Config
+from peerstore.datadir import LOCK_NAME
+from peerstore.policy import Policy
+from peerstore.store.base import Quotas, Retention
+from peerstore.types import NodeAddress, NodeId
+
+
+def lock_paths(data_dir: Path, config: Config) -> tuple[Path, Path]:
+    """The locks of a daemon: in the data directory and beside the database."""
+    # Resolved as SQLite does it: a link is another name, not another database.
+    database = config.store.url.path(data_dir).resolve()
+    return data_dir / LOCK_NAME, database.with_suffix(".lock")
+
+
+def uris(config: Config, node_id: NodeId, addresses: list[tuple[str, int]]) -> list[str]:
+    """What peers connect to: the announced addresses, else those that are listened on.
+
+    An address that means every interface is shown as the loopback one, which is true at least
+    on this machine.
+    """
+    shown = [(address.host, address.port) for address in config.listen.announce]
+    if not shown:
+        loopback = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - what to replace
+        shown = [(loopback.get(host, host), port) for host, port in addresses]
+    return [str(NodeAddress(node_id, host, port)) for host, port in dict.fromkeys(shown)]
+
+
+def policy(config: Config, rules: Mapping[NodeId, str]) -> Policy:
+    """Who is served by the configuration and the operator's rules."""
+    table = config.policy
+    return Policy(
+        serve=table.serve,
+        allow=frozenset(text.node_id for text in table.allow),
+        deny=frozenset(text.node_id for text in table.deny),
+        rules=rules,
+    )
+
+
+def retention(config: Config) -> Retention:
+    """What is deleted of itself."""
+    table = config.retention
+    return Retention(
+        after_close=math.ceil(table.after_close_time), inactive=math.ceil(table.inactive_time)
+    )
+
+
+def quotas(config: Config) -> Quotas:
+    """The store's part of the configuration."""
+    store = config.store
+    return Quotas(
+        history=store.history,
+        hold_on_shrink=math.ceil(store.hold_on_shrink),
+        max_bytes=store.max_bytes,
+        max_bytes_per_peer=store.max_bytes_per_peer,
+        max_peers=store.max_peers,
+        max_channels_per_peer=store.max_channels_per_peer,
+        probation=math.ceil(store.probation),
+        min_free_space=store.min_free_space,
+    )

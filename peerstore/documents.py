@@ -1,0 +1,160 @@
+"""What the JSON documents of commands and of the control socket are made of.
+
+Keys stay as they are: scripts read them. Times are ISO 8601 in UTC, ids are hexadecimal, sizes are
+bytes; what is not known is null.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from peerstore.store.base import Alarm, ChannelRow, Due, Peer, Refusal, Version
+from peerstore.types import Slot
+from peerstore.wire import features
+
+_LAST_SECOND = 253402300799
+"""Of the year 9999."""
+
+
+def iso(seconds: float) -> str:
+    """A time in Unix seconds; one that no calendar has is shown as the nearest that it has."""
+    shown = datetime.fromtimestamp(min(max(seconds, 0), _LAST_SECOND), UTC)
+    return shown.isoformat().replace("+00:00", "Z")
+
+
+def _iso_or_none(seconds: float | None) -> str | None:
+    return None if seconds is None else iso(seconds)
+
+
+def slot_document(slot: Slot) -> dict[str, Any]:
+    """What names a slot."""
+    return {
+        "node_id": slot.node_id.hex(),
+        "kind": slot.kind.label,
+        "channel_id": slot.channel_id.hex() or None,
+    }
+
+
+def version_document(version: Version, *, history: bool = False) -> dict[str, Any]:
+    """A version of a backup.
+
+    `held` says in a history that this version is given back in place of the current one, in a
+    list of current versions that another one is.
+    """
+    revision = version.revision
+    document: dict[str, Any] = {
+        **slot_document(revision.slot),
+        "revision": revision.revision,
+        "size": revision.size,
+        "sha256": revision.sha256.hex(),
+        "stored_at": iso(revision.stored_at),
+        "pinned": bool(version.pinned),
+        "pinned_by": version.pinned or None,
+        "held": version.held if history else version.slot_held,
+    }
+    if history:
+        document["current"] = version.current
+    return document
+
+
+def alarm_document(alarm: Alarm) -> dict[str, Any]:
+    """An alarm; what it is about is null where that is the whole database."""
+    slot = alarm.slot
+    return {
+        "number": alarm.number,
+        "kind": alarm.kind,
+        "text": alarm.text,
+        "node_id": None if slot is None else slot.node_id.hex(),
+        "backup_kind": None if slot is None else slot.kind.label,
+        "channel_id": None if slot is None else slot.channel_id.hex() or None,
+        "revision": alarm.revision,
+        "raised_at": iso(alarm.raised_at),
+        "last_at": iso(alarm.last_at),
+        "count": alarm.count,
+        "acknowledged_at": _iso_or_none(alarm.acknowledged_at),
+    }
+
+
+def due_document(due: Due) -> dict[str, Any]:
+    """What retention deletes."""
+    return {
+        **slot_document(due.slot),
+        "versions": due.versions,
+        "bytes": due.bytes,
+        "reason": due.reason,
+    }
+
+
+def refusal_document(refusal: Refusal) -> dict[str, Any]:
+    """Why updates were refused."""
+    return {
+        "reason": refusal.reason,
+        "count": refusal.count,
+        "first_at": iso(refusal.first_at),
+        "last_at": iso(refusal.last_at),
+    }
+
+
+def channel_document(channel: ChannelRow, due_in: int | None) -> dict[str, Any]:
+    """A channel with a backup, what its messages have said, and when its backup goes.
+
+    `due_in` is in seconds that the daemon sees pass, None for never.
+    """
+    state = channel.state
+    told = "unknown" if state is None else "closed" if state.closed else "open"
+    return {
+        "node_id": channel.slot.node_id.hex(),
+        "channel_id": channel.slot.channel_id.hex(),
+        "state": "closing" if told == "open" and state and state.shutdown else told,
+        "commitments": state and state.commitments,
+        "revocations": state and state.revocations,
+        "seen_whole": state and state.whole,
+        "closed_at": _iso_or_none(channel.closed_at),
+        "deleted_in_seconds": due_in,
+    }
+
+
+Live = dict[str, dict[str, Any]] | None
+"""The connections as the daemon describes them, by node id; None where they are not known."""
+
+
+def peer_document(peer: Peer, live: Live) -> dict[str, Any]:
+    """A peer that has something stored."""
+    return {
+        **stranger_document(peer.node_id.hex(), peer.rule, live),
+        **({} if peer.node_id.hex() in (live or {}) else _last_known(peer)),
+        "first_seen_at": iso(peer.first_seen_at),
+        "last_seen_at": iso(peer.last_seen_at),
+        "away_seconds": 0 if peer.node_id.hex() in (live or {}) else peer.away,
+        "established": peer.established,
+        "backups": peer.backups,
+        "bytes": peer.bytes,
+    }
+
+
+def _last_known(peer: Peer) -> dict[str, Any]:
+    """What is only known from a peer's last connection."""
+    return {"address": peer.address or None, "client": _client(peer.features)}
+
+
+def _client(field: bytes) -> str | None:
+    return features.client(features.decode_features(field)) or None
+
+
+def stranger_document(node_id: str, rule: str, live: Live) -> dict[str, Any]:
+    """A peer that has nothing stored: it is connected, or there is a rule about it."""
+    connection = None if live is None else live.get(node_id)
+    return {
+        "node_id": node_id,
+        "connected": None if live is None else connection is not None,
+        "address": connection["address"] if connection else None,
+        "first_seen_at": None,
+        "last_seen_at": None,
+        "away_seconds": 0 if connection else None,
+        "established": False,
+        "rule": rule or None,
+        "client": None if connection is None else _client(bytes.fromhex(connection["features"])),
+        "backups": 0,
+        "bytes": 0,
+    }
