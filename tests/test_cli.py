@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import os
@@ -26,6 +27,7 @@ from peerstore.control import (
     INTERNAL_ERROR,
     INVALID_PARAMS,
     INVALID_REQUEST,
+    MAX_CLIENTS,
     MAX_LINE,
     METHOD_NOT_FOUND,
     PARSE_ERROR,
@@ -155,14 +157,51 @@ def complaint(result: Result, *words: str) -> str:
 # info
 
 
-def test_info_says_who_and_what(either: Daemon) -> None:
-    lines = dict(line.split(maxsplit=1) for line in said(either.command("info")).splitlines())
+def test_info_says_whether_all_is_well_then_who_and_what(either: Daemon) -> None:
+    well, blank, *rest = said(either.command("info")).splitlines()
+    assert blank == ""
+    assert well == (
+        "All is well." if either.runs else "Not well: the daemon does not run: `peerstore run`."
+    )
+    lines = dict(re.split("  +", line, maxsplit=1) for line in rest)
     assert lines["State"] == ("running, 0 connections" if either.runs else "not running")
     assert lines["Network"] == "regtest"
     assert lines["URI"].startswith(either.document["node_id"])
     assert "2 backups of 2 peers" in lines["Stored"]
-    assert either.document["node_id"] in lines["Node"]
-    assert str(either.data_dir) in lines["Data"]
+    assert lines["Node id"] == either.document["node_id"]
+    assert lines["Directory"].startswith(f"{either.data_dir}, ")
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("store.min_free_space=1000TiB", ["free on the disk", "store.min_free_space"]),
+        ("store.max_bytes=512KiB", []),
+    ],
+)
+def test_info_names_what_is_not_well(running: Daemon, setting: str, words: list[str]) -> None:
+    result = run_command(running.data_dir, "info", settings=[*LOOPBACK, setting])
+    well, *_ = said(result).splitlines()
+    assert well.startswith("Not well: ") == bool(words)
+    for word in words:
+        assert word in well
+
+
+def test_info_names_a_store_that_is_nearly_full(daemon: Daemon) -> None:
+    async def store() -> None:
+        for number in range(0x41, 0x49):
+            async with await Client.connect(daemon.address, key_pair(number)) as client:
+                await client.init(Network.REGTEST)
+                await client.store(bytes(65531))
+                await client.confirm()
+
+    asyncio.run(store())
+    settings = [*LOOPBACK, "store.max_bytes=512KiB"]
+    document = answered(run_command(daemon.data_dir, "info", "--json", settings=settings))
+    assert document["well"] is False
+    (problem,) = document["problems"]
+    assert "the store holds 512.0 KiB of at most 512.0 KiB" in problem
+    assert "store.max_bytes" in problem
 
 
 @each_once
@@ -864,6 +903,37 @@ def test_a_damaged_backup_is_not_exported(data_dir: Path, tmp_path: Path) -> Non
     assert daemon.command("backups", "export", FIRST).output == BLOBS[FIRST]
 
 
+@pytest.mark.parametrize(
+    ("by_flag", "command"),
+    [
+        (False, ["info"]),
+        (False, ["peers", "list"]),
+        (False, ["peers", "disconnect", FIRST]),
+        (True, ["info"]),
+    ],
+)
+def test_a_directory_that_may_not_be_read_is_one_line(
+    made: Path, by_flag: bool, command: list[str]
+) -> None:
+    made.chmod(0o000)
+    # Root may read everything, until it gives that up.
+    limited = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search"]
+    program = command_line(made, LOOPBACK)
+    if not by_flag:
+        program = [part for part in program if part not in ("--data-dir", str(made))]
+    done = subprocess.run(
+        [*(limited if os.geteuid() == 0 else []), *program, *command],
+        env=environment(made.parent, {"PEERSTORE_DATA_DIR": str(made)}),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=HANG,
+        check=False,
+    )
+    made.chmod(0o700)
+    result = Result(done.returncode, done.stdout, done.stderr.decode())
+    refused(result, "ermission denied", str(made))
+
+
 # Usage
 
 
@@ -995,6 +1065,37 @@ def test_a_client_that_leaves_in_the_middle_disturbs_nobody(running: Daemon) -> 
             control.say(piece)
     with Control(path) as control:
         assert control.ask(CALL)["id"] == "mine"
+
+
+def test_a_batch_is_answered_by_a_batch(running: Daemon) -> None:
+    """JSON-RPC 2.0, section 6: in one array, and nothing for notifications."""
+    call, unknown, notification = (
+        {"jsonrpc": "2.0", "id": 1, "method": "peers.list"},
+        {"jsonrpc": "2.0", "id": "two", "method": "no.such"},
+        {"jsonrpc": "2.0", "method": "daemon.info"},
+    )
+    with Control(running.data_dir / "peerstore.sock") as control:
+        answers = control.ask(json.dumps([call, notification, unknown, 7, []]).encode())
+        assert [answer["id"] for answer in answers] == [1, "two", None, None]
+        assert answers[0]["result"] == {"items": []}
+        codes = [answer["error"]["code"] for answer in answers[1:]]
+        assert codes == [METHOD_NOT_FOUND, INVALID_REQUEST, INVALID_REQUEST]
+        # A batch of notifications alone is not answered at all.
+        control.say(json.dumps([notification, notification]).encode() + b"\n")
+        assert control.ask(CALL)["id"] == "mine"
+
+
+def test_clients_that_stay_keep_no_command_out_and_no_peer(running: Daemon) -> None:
+    path = running.data_dir / "peerstore.sock"
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(Control(path)) for _ in range(MAX_CLIENTS)]
+        for client in clients:
+            assert client.ask(CALL)["id"] == "mine"
+        # The idlest gives way.
+        assert said(running.command("info")).startswith("All is well.")
+        assert clients[0].hear() == b""
+        assert clients[-1].ask(CALL)["id"] == "mine"
+        fill(running.address)
 
 
 @pytest.fixture

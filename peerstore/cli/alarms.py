@@ -3,26 +3,48 @@
 from __future__ import annotations
 
 import time
+from collections.abc import AsyncGenerator, Callable
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from peerstore.cli.common import App, age, change, iso, json_option, pass_app, table
+from peerstore.cli.common import (
+    App,
+    ago,
+    change,
+    filter_option,
+    json_option,
+    limit_option,
+    pass_app,
+    sort_option,
+)
+from peerstore.cli.output import Column, Row, limited, nothing_fits, one_of, pairs, show_list
 
 if TYPE_CHECKING:
     from peerstore.store.base import Alarm
 
+KINDS = ("shrink", "damaged", "behind")
+SORTS: dict[str, Callable[[Alarm], Any]] = {
+    "number": lambda alarm: alarm.number,
+    "kind": lambda alarm: (alarm.kind, alarm.number),
+    "last_at": lambda alarm: (alarm.last_at, alarm.number),
+}
+
 
 @click.group()
+@json_option
 def alarms() -> None:
     """What the operator has to know, and to take note of."""
 
 
 @alarms.command("list")
 @click.option("--all", "every", is_flag=True, help="Those that were acknowledged too.")
+@filter_option("kind=shrink|damaged|behind.")
+@sort_option(tuple(SORTS))
+@limit_option
 @json_option
 @pass_app
-def list_(app: App, every: bool) -> None:
+def list_(app: App, every: bool, filters: tuple[str, ...], sort: str, limit: int | None) -> None:
     """The alarms that stand.
 
     shrink: a peer was given its backup back and then sent less than half of it; it may have lost
@@ -31,21 +53,20 @@ def list_(app: App, every: bool) -> None:
     """
     import asyncio
 
+    from peerstore.documents import alarm_document
     from peerstore.store.reader import SqliteReader
 
-    async def gather() -> list[Alarm]:
-        async with await SqliteReader.open(app.database) as reader:
-            return await reader.alarms(acknowledged=every)
+    kinds = {one_of(key, value, KINDS) for key, value in pairs(filters, ("kind",))}
 
-    found = asyncio.run(gather())
-    now = time.time()
-    app.emit(
-        {"items": [document(alarm) for alarm in found]},
-        lambda: table(
-            ("NO", "KIND", "SINCE", "TIMES", ""),
-            [(str(a.number), a.kind, age(now - a.raised_at), str(a.count), a.text) for a in found],
-        ),
-    )
+    async def rows() -> AsyncGenerator[Row]:
+        async with await SqliteReader.open(app.database) as reader:
+            for alarm in sorted(await reader.alarms(acknowledged=every), key=SORTS[sort]):
+                if not kinds or alarm.kind in kinds:
+                    yield alarm_document(alarm)
+
+    shown = limited(rows(), limit)
+    nothing = nothing_fits("No alarm stands.", filters)
+    asyncio.run(show_list(app, shown, columns(time.time()), nothing))
 
 
 @alarms.command()
@@ -61,19 +82,12 @@ def ack(app: App, number: int) -> None:
     app.emit({"number": number, "done": True}, lambda: f"Alarm {number} is acknowledged.")
 
 
-def document(alarm: Alarm) -> dict[str, Any]:
-    """An alarm as the JSON documents show it."""
-    slot = alarm.slot
-    return {
-        "number": alarm.number,
-        "kind": alarm.kind,
-        "text": alarm.text,
-        "node_id": None if slot is None else slot.node_id.hex(),
-        "backup_kind": None if slot is None else slot.kind.label,
-        "channel_id": (slot.channel_id.hex() or None) if slot is not None else None,
-        "revision": alarm.revision,
-        "raised_at": iso(alarm.raised_at),
-        "last_at": iso(alarm.last_at),
-        "count": alarm.count,
-        "acknowledged_at": None if alarm.acknowledged_at is None else iso(alarm.acknowledged_at),
-    }
+def columns(now: float) -> list[Column]:
+    """How a list of alarms looks."""
+    return [
+        Column("NO", lambda row: str(row["number"]), 4, right=True),
+        Column("KIND", lambda row: row["kind"], 8),
+        Column("SINCE", lambda row: ago(now, row["raised_at"]), 8, drop=2),
+        Column("TIMES", lambda row: str(row["count"]), 5, drop=1, right=True),
+        Column("", lambda row: row["text"], 60),
+    ]

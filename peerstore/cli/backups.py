@@ -6,7 +6,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -14,19 +14,35 @@ import click
 
 from peerstore.cli.common import (
     App,
-    age,
+    ago,
     change,
-    iso,
+    confirm,
+    filter_option,
     json_option,
+    limit_option,
+    node_id_argument,
     pass_app,
     resolve_channel_id,
     resolve_node_id,
+    seconds_of,
     size,
+    sort_option,
     stdout_is_terminal,
-    table,
+    yes_option,
+)
+from peerstore.cli.output import (
+    Column,
+    Row,
+    facts,
+    limited,
+    nothing_fits,
+    one_of,
+    pairs,
+    show_list,
+    yes_or_no,
 )
 from peerstore.errors import ConfigError, StoreError
-from peerstore.types import BackupKind
+from peerstore.types import BackupKind, parse_slot
 
 if TYPE_CHECKING:
     from peerstore.store.base import Version
@@ -34,6 +50,7 @@ if TYPE_CHECKING:
 
 KINDS = tuple(kind.label for kind in BackupKind)
 DELETE_DIGITS = 8
+FILTERS = ("kind", "held", "pinned", "age")
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
@@ -52,7 +69,7 @@ def slot_options(command: Decorated) -> Decorated:
             type=click.Choice(KINDS),
             help=f"[default: {KINDS[0]}; with --channel-id {KINDS[2]}]",
         ),
-        click.argument("node_id", metavar="ID"),
+        node_id_argument(),
     ):
         command = decorate(command)
     return command
@@ -63,7 +80,8 @@ def revision_option(text: str, *, required: bool) -> Callable[[Decorated], Decor
     return click.option("--revision", type=int, metavar="N", required=required, help=text)
 
 
-@click.group()
+@click.group(short_help="What is stored: list, export, hold, pin, delete.")
+@json_option
 def backups() -> None:
     """Look at what is stored, take it out, keep or give back an older version.
 
@@ -71,50 +89,87 @@ def backups() -> None:
     """
 
 
-@backups.command("list")
-@click.argument("node_id", metavar="[ID]", required=False)
-@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="At most so many.")
+@backups.command("list", short_help="The current backup of every slot.")
+@node_id_argument("[ID]")
+@filter_option(
+    f"kind={'|'.join(KINDS)}, held=yes|no, pinned=yes|no, or age=TIME: not replaced for so long."
+)
+@sort_option(("node_id", "size", "stored_at", "revision"))
+@limit_option
 @json_option
 @pass_app
-def list_(app: App, node_id: str | None, limit: int | None) -> None:
+def list_(
+    app: App, node_id: str | None, filters: tuple[str, ...], sort: str, limit: int | None
+) -> None:
     """The current backup of every slot, or those of the peer ID.
 
     A slot is held when an older version is given back in place of the current one.
     """
-    show_versions(app, _versions(app, node_id, current_only=True, limit=limit))
+    import asyncio
+
+    wanted = [_condition(key, value) for key, value in pairs(filters, FILTERS)]
+
+    async def run() -> None:
+        # What a filter leaves out does not count.
+        most = None if wanted else limit
+        rows = limited(_rows(app, node_id, wanted, sort, most), limit)
+        nothing = nothing_fits("Nothing is stored yet.", filters)
+        await show_list(app, rows, columns(time.time()), nothing)
+
+    asyncio.run(run())
 
 
-@backups.command()
+@backups.command(short_help="Every version of a backup that is kept.")
 @slot_options
 @json_option
 @pass_app
 def history(app: App, node_id: str, kind: str | None, channel_id: str) -> None:
     """Every version that is kept of a backup of the peer ID, the current one last."""
+    import asyncio
+
+    from peerstore.documents import version_document
+    from peerstore.store.reader import SqliteReader
+
     slot = find_slot(app, node_id, kind, channel_id)
-    versions = _versions(app, node_id, current_only=False, limit=None)
-    show_versions(app, [v for v in versions if v.revision.slot == slot], history=True)
+
+    async def rows() -> AsyncGenerator[Row]:
+        async with await SqliteReader.open(app.database) as reader:
+            async for version in reader.versions(slot.node_id):
+                if version.revision.slot == slot:
+                    yield version_document(version, history=True)
+
+    nothing = f"No {slot.label} is stored for {slot.node_id.hex()}."
+    asyncio.run(show_list(app, rows(), columns(time.time(), history=True, peer=False), nothing))
 
 
-@backups.command()
+@backups.command(short_help="What is known of a version.")
 @slot_options
 @revision_option("Not what the peer gets back, but this version.", required=False)
 @json_option
 @pass_app
 def show(app: App, node_id: str, kind: str | None, channel_id: str, revision: int | None) -> None:
     """What is known of a backup of the peer ID: size, age, digest, pins."""
+    from peerstore.documents import version_document
+
     version, _ = read(app, find_slot(app, node_id, kind, channel_id), revision, with_blob=False)
-    document = row(version, history=True)
+    document = version_document(version, history=True)
     if version.revision.slot.kind is BackupKind.CHANNEL_BACKUP:
         document["channel"] = _channel(app, version.revision.slot)
     if version.revision.slot.kind is BackupKind.NODE_BACKUP:
         document["withheld"] = _withheld(app, version.revision.slot)
     shown = {key: value for key, value in document.items() if key != "channel"}
     shown |= {f"channel {key}": value for key, value in document.get("channel", {}).items()}
-    width = max(map(len, shown))
-    app.emit(document, lambda: "\n".join(f"{key:<{width}} {v}" for key, v in shown.items()))
+    app.emit(document, lambda: facts((key, _plain(value)) for key, value in shown.items()))
 
 
-@backups.command()
+def _plain(value: object) -> str:
+    """A value of a document for people."""
+    if value is None or isinstance(value, bool):
+        return {None: "", True: "yes", False: "no"}[value]
+    return str(value)
+
+
+@backups.command(short_help="Write the raw bytes of a version.")
 @slot_options
 @revision_option("Not what the peer gets back, but this version.", required=False)
 @click.option(
@@ -137,8 +192,10 @@ def export(
 
     With --json and without -o the bytes stand in the document, in hexadecimal.
     """
+    from peerstore.documents import version_document
+
     version, blob = read(app, find_slot(app, node_id, kind, channel_id), revision, with_blob=True)
-    document = row(version, history=True)
+    document = version_document(version, history=True)
     if output is not None and str(output) != "-":
         _write_new(output, blob)
         document["file"] = str(output)
@@ -152,7 +209,7 @@ def export(
         sys.stdout.buffer.flush()
 
 
-@backups.command()
+@backups.command(short_help="Give an older version back.")
 @slot_options
 @revision_option("The version to give back.", required=True)
 @click.option(
@@ -181,7 +238,7 @@ def hold(
     _done(app, slot, f"Revision {revision} is given back {until}.", revision=revision)
 
 
-@backups.command()
+@backups.command(short_help="Give the newest version back again.")
 @slot_options
 @json_option
 @pass_app
@@ -192,7 +249,7 @@ def release(app: App, node_id: str, kind: str | None, channel_id: str) -> None:
     _done(app, slot, "The newest version is given back again.")
 
 
-@backups.command()
+@backups.command(short_help="Keep a version from being thinned.")
 @slot_options
 @revision_option("The version to keep.", required=True)
 @json_option
@@ -204,7 +261,7 @@ def pin(app: App, node_id: str, kind: str | None, channel_id: str, revision: int
     _done(app, slot, f"Revision {revision} is pinned.", revision=revision)
 
 
-@backups.command()
+@backups.command(short_help="Undo the pins of a version.")
 @slot_options
 @revision_option("The version to unpin.", required=True)
 @json_option
@@ -216,10 +273,10 @@ def unpin(app: App, node_id: str, kind: str | None, channel_id: str, revision: i
     _done(app, slot, f"Revision {revision} is not pinned any more.", revision=revision)
 
 
-@backups.command()
+@backups.command(short_help="Delete a version for good.")
 @slot_options
 @revision_option("The version to delete.", required=True)
-@click.option("--yes", is_flag=True, help="Don't ask.")
+@yes_option
 @json_option
 @pass_app
 def delete(
@@ -228,72 +285,66 @@ def delete(
     """Delete one version of a backup of the peer ID, for good."""
     slot = find_slot(app, node_id, kind, channel_id, digits=DELETE_DIGITS)
     version, _ = read(app, slot, revision, with_blob=False)
-    if not yes:
-        click.confirm(
-            f"Delete revision {revision} ({size(version.revision.size)}) of"
-            f" {slot.node_id.hex()} for good?",
-            abort=True,
-            err=True,
-        )
+    confirm(
+        f"Delete revision {revision} ({size(version.revision.size)}) of {slot.node_id.hex()}"
+        " for good?",
+        yes=yes,
+    )
     _change_version(app, "backups.delete", slot, revision=revision)
     _done(app, slot, f"Revision {revision} is deleted.", revision=revision)
 
 
-def show_versions(app: App, versions: list[Version], *, history: bool = False) -> None:
-    """A list of versions, as a table or as JSON."""
-    now = time.time()
+def columns(now: float, *, history: bool = False, peer: bool = True) -> list[Column]:
+    """How a list of versions looks, with the peer or without."""
 
-    def marks(version: Version) -> str:
-        held = version.held if history else version.slot_held
-        current = "current" if history and version.current else ""
-        pinned = f"pinned ({version.pinned})" if version.pinned else ""
-        return ", ".join(filter(None, (current, pinned, "held" if held else "")))
+    def marks(row: Row) -> str:
+        current = "current" if history and row["current"] else ""
+        pinned = f"pinned ({row['pinned_by']})" if row["pinned"] else ""
+        return ", ".join(filter(None, (current, pinned, "held" if row["held"] else "")))
 
-    # Most peers have none, and 64 digits are a wide column.
-    channels = any(version.revision.slot.channel_id for version in versions)
-
-    def cells(version: Version) -> tuple[str, ...]:
-        slot = version.revision.slot
-        return (
-            slot.node_id.hex(),
-            slot.kind.label,
-            *((slot.channel_id.hex(),) if channels else ()),
-            str(version.revision.revision),
-            size(version.revision.size),
-            age(now - version.revision.stored_at),
-            marks(version),
-        )
-
-    header = ("NODE ID", "KIND", *(("CHANNEL ID",) if channels else ()))
-    app.emit(
-        {"items": [row(version, history=history) for version in versions]},
-        lambda: table((*header, "REVISION", "SIZE", "AGE", ""), [cells(v) for v in versions]),
-    )
+    return [
+        *([Column("NODE ID", lambda row: row["node_id"], 66, id=True)] if peer else []),
+        Column("KIND", lambda row: row["kind"], 14, drop=1),
+        Column("CHANNEL ID", lambda row: row["channel_id"] or "", 64, drop=2, id=True),
+        # In a history it is what other commands want to know.
+        Column(
+            "REVISION", lambda row: str(row["revision"]), 8, drop=0 if history else 3, right=True
+        ),
+        Column("SIZE", lambda row: size(row["size"]), 10, right=True),
+        Column("AGE", lambda row: ago(now, row["stored_at"]), 7),
+        Column("", marks, 30),
+    ]
 
 
-def row(version: Version, *, history: bool = False) -> dict[str, Any]:
-    """A version as the JSON documents show it.
+def _condition(key: str, value: str) -> Callable[[Version], bool]:
+    """A --filter of a list of versions; raises click.BadParameter."""
+    if key == "kind":
+        kind = one_of(key, value, KINDS)
+        return lambda version: version.revision.slot.kind.label == kind
+    if key == "age":
+        oldest = time.time() - seconds_of(key, value)
+        return lambda version: version.revision.stored_at <= oldest
+    wanted = yes_or_no(key, value)
+    if key == "held":
+        return lambda version: version.slot_held == wanted
+    return lambda version: bool(version.pinned) == wanted
 
-    `held` says in a history that this version is given back in place of the current one, in a
-    list of current versions that another one is.
-    """
-    revision = version.revision
-    slot = revision.slot
-    document: dict[str, Any] = {
-        "node_id": slot.node_id.hex(),
-        "kind": slot.kind.label,
-        "channel_id": slot.channel_id.hex() or None,
-        "revision": revision.revision,
-        "size": revision.size,
-        "sha256": revision.sha256.hex(),
-        "stored_at": iso(revision.stored_at),
-        "pinned": bool(version.pinned),
-        "pinned_by": version.pinned or None,
-        "held": version.held if history else version.slot_held,
-    }
-    if history:
-        document["current"] = version.current
-    return document
+
+async def _rows(
+    app: App,
+    node_id: str | None,
+    wanted: list[Callable[[Version], bool]],
+    sort: str,
+    limit: int | None,
+) -> AsyncGenerator[Row]:
+    from peerstore.documents import version_document
+    from peerstore.store.reader import SqliteReader
+
+    async with await SqliteReader.open(app.database) as reader:
+        peer = None if node_id is None else await resolve_node_id(reader, node_id)
+        async for version in reader.versions(peer, current_only=True, order=sort, limit=limit):
+            if all(fits(version) for fits in wanted):
+                yield version_document(version)
 
 
 def find_slot(
@@ -302,7 +353,6 @@ def find_slot(
     """The slot of a peer that is named by the beginning of its id; raises AddressError."""
     import asyncio
 
-    from peerstore.methods import parse_slot
     from peerstore.store.reader import SqliteReader
 
     async def resolve() -> tuple[str, str]:
@@ -351,6 +401,7 @@ def _channel(app: App, slot: Slot) -> dict[str, Any]:
     """What the messages of a channel have said, as the JSON documents show it."""
     import asyncio
 
+    from peerstore.documents import iso
     from peerstore.store.reader import SqliteReader
 
     async def find() -> tuple[ChannelState | None, int | None]:
@@ -369,22 +420,6 @@ def _channel(app: App, slot: Slot) -> dict[str, Any]:
     }
 
 
-def _versions(
-    app: App, node_id: str | None, *, current_only: bool, limit: int | None
-) -> list[Version]:
-    import asyncio
-
-    from peerstore.store.reader import SqliteReader
-
-    async def gather() -> list[Version]:
-        async with await SqliteReader.open(app.database) as reader:
-            peer = None if node_id is None else await resolve_node_id(reader, node_id)
-            found = reader.versions(peer, current_only=current_only, limit=limit)
-            return [version async for version in found]
-
-    return asyncio.run(gather())
-
-
 def _change_version(app: App, method: str, slot: Slot, **parameters: Any) -> None:
     change(
         app,
@@ -397,13 +432,9 @@ def _change_version(app: App, method: str, slot: Slot, **parameters: Any) -> Non
 
 
 def _done(app: App, slot: Slot, text: str, **more: Any) -> None:
-    document = {
-        "node_id": slot.node_id.hex(),
-        "kind": slot.kind.label,
-        "channel_id": slot.channel_id.hex() or None,
-        **more,
-        "done": True,
-    }
+    from peerstore.documents import slot_document
+
+    document = {**slot_document(slot), **more, "done": True}
     app.emit(document, lambda: text)
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import AsyncGenerator
 
 import click
 
-from peerstore.cli.common import App, json_option, pass_app, table
+from peerstore.cli.common import App, json_option, pass_app
+from peerstore.cli.output import Column, Row, show_list
 
 
 @click.group()
+@json_option
 def config() -> None:
     """Look at the configuration."""
 
@@ -34,11 +37,15 @@ def check(app: App) -> None:
 @pass_app
 def show(app: App) -> None:
     """Every key, its value, and where that comes from."""
-    settings = app.loaded.settings()
-    app.emit(
-        {"items": [{"key": s.key, "value": s.value, "source": s.source} for s in settings]},
-        lambda: table(
-            ("KEY", "VALUE", "FROM"),
-            [(s.key, json.dumps(s.value, ensure_ascii=False), s.source) for s in settings],
-        ),
-    )
+    import asyncio
+
+    async def rows() -> AsyncGenerator[Row]:
+        for setting in app.loaded.settings():
+            yield {"key": setting.key, "value": setting.value, "source": setting.source}
+
+    columns = [
+        Column("KEY", lambda row: row["key"], 30),
+        Column("VALUE", lambda row: json.dumps(row["value"], ensure_ascii=False), 30),
+        Column("FROM", lambda row: row["source"], 30, drop=1),
+    ]
+    asyncio.run(show_list(app, rows(), columns, ""))

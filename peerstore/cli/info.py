@@ -9,25 +9,29 @@ from typing import Any
 import click
 
 from peerstore import __version__
-from peerstore.cli.alarms import document
-from peerstore.cli.common import App, json_option, pass_app, size
+from peerstore.cli.common import App, counted, json_option, pass_app, size
+from peerstore.cli.output import facts, wrapped
+
+NEARLY_FULL = 0.95
+"""Of max_bytes, from where on an operator should know."""
 
 
 @click.command()
 @json_option
 @pass_app
 def info(app: App) -> None:
-    """Who this node is, what it keeps, and whether it runs."""
+    """Whether all is well, who this node is, and what it keeps."""
     import asyncio
 
-    facts = asyncio.run(_gather(app))
-    app.emit(facts, lambda: _words(facts))
+    found = asyncio.run(_gather(app))
+    app.emit(found, lambda: _words(found))
 
 
 async def _gather(app: App) -> dict[str, Any]:
+    from peerstore.configured import uris
     from peerstore.control import call
-    from peerstore.daemon import uris
     from peerstore.datadir import LOCK_NAME, SOCKET_NAME, is_locked
+    from peerstore.documents import alarm_document
     from peerstore.errors import ControlError
     from peerstore.store.reader import SqliteReader
 
@@ -40,7 +44,7 @@ async def _gather(app: App) -> dict[str, Any]:
     with contextlib.suppress(OSError, ControlError):  # not running, or without its socket
         live = call(app.data_dir / SOCKET_NAME, "daemon.info")
     addresses = [(address.host, address.port) for address in config.listen.addresses]
-    return {
+    found = {
         "node_id": meta.node_id.hex(),
         "alias": str(config.alias),
         "uris": live.get("uris", uris(config, meta.node_id, addresses)),
@@ -55,33 +59,62 @@ async def _gather(app: App) -> dict[str, Any]:
         "backups": meta.counts.backups,
         "versions": meta.counts.versions,
         "bytes": meta.counts.bytes,
-        "alarms": [document(alarm) for alarm in alarms],
+        "max_bytes": int(config.store.max_bytes),
+        "alarms": [alarm_document(alarm) for alarm in alarms],
         "data_dir": str(app.data_dir),
         "disk_free": shutil.disk_usage(app.database.parent).free,
     }
+    problems = _problems(found, floor=int(config.store.min_free_space))
+    return {"well": not problems, "problems": problems, **found}
 
 
-def _words(facts: dict[str, Any]) -> str:
-    if not facts["running"]:
+def _problems(found: dict[str, Any], *, floor: int) -> list[str]:
+    """What is not well, each in a few words with what to do."""
+    problems = []
+    if not found["running"]:
+        problems.append("the daemon does not run: `peerstore run`")
+    elif found["connections"] is None:
+        problems.append("the daemon's control socket does not answer: see its log")
+    if found["alarms"]:
+        alarms = len(found["alarms"])
+        stand = "stands" if alarms == 1 else "stand"
+        problems.append(f"{counted(alarms, 'alarm')} {stand}: `peerstore alarms list`")
+    if found["disk_free"] < floor:
+        problems.append(
+            f"only {size(found['disk_free'])} are free on the disk, and updates are refused below"
+            f" {size(floor)}: make room, or set store.min_free_space"
+        )
+    if found["bytes"] >= NEARLY_FULL * found["max_bytes"]:
+        problems.append(
+            f"the store holds {size(found['bytes'])} of at most {size(found['max_bytes'])}:"
+            " raise store.max_bytes"
+        )
+    return problems
+
+
+def _words(found: dict[str, Any]) -> str:
+    if not found["running"]:
         state = "not running"
-    elif facts["connections"] is None:
+    elif found["connections"] is None:
         state = "running, its control socket does not answer"
     else:
-        state = f"running, {facts['connections']} connections"
+        state = f"running, {counted(found['connections'], 'connection')}"
+    events = found["events"] or {}
+    well = "All is well." if found["well"] else f"Not well: {'; '.join(found['problems'])}."
     lines = [
         ("State", state),
-        ("Node id", facts["node_id"]),
-        *(("URI", uri) for uri in facts["uris"]),
-        ("Network", facts["network"]),
-        ("Version", f"{facts['version']}, schema {facts['schema_version']}"),
+        *([("Alias", found["alias"])] if found["alias"] else []),
+        ("Node id", found["node_id"]),
+        *(("URI", uri) for uri in found["uris"]),
+        ("Network", found["network"]),
+        ("Version", f"{found['version']}, schema {found['schema_version']}"),
         (
             "Stored",
-            f"{facts['backups']} backups of {facts['peers']} peers, {size(facts['bytes'])}",
+            f"{counted(found['backups'], 'backup')} of {counted(found['peers'], 'peer')},"
+            f" {size(found['bytes'])} with kept versions, of at most {size(found['max_bytes'])}",
         ),
-        ("Data directory", f"{facts['data_dir']}, {size(facts['disk_free'])} free"),
+        ("Directory", f"{found['data_dir']}, {size(found['disk_free'])} free"),
+        *(("ALARM", f"{a['number']} ({a['kind']}): {a['text']}") for a in found["alarms"]),
+        *(("Event", f"{name}: {n} since the start") for name, n in sorted(events.items())),
     ]
-    for alarm in facts["alarms"]:
-        lines.insert(1, ("ALARM", f"{alarm['number']} ({alarm['kind']}): {alarm['text']}"))
-    if facts["alias"]:
-        lines.insert(1, ("Alias", facts["alias"]))
-    return "\n".join(f"{name:<15} {value}" for name, value in lines)
+    return f"{wrapped(well)}\n\n{facts(lines)}"

@@ -10,7 +10,7 @@ import click
 from peerstore.cli.common import App, json_option, pass_app
 
 
-@click.command()
+@click.command(short_help="Make key, config.toml and database; show the URI.")
 @json_option
 @pass_app
 def init(app: App) -> None:
@@ -20,7 +20,8 @@ def init(app: App) -> None:
     """
     import asyncio
 
-    from peerstore.daemon import lock_paths, open_data_directory, uris
+    from peerstore.configured import lock_paths, uris
+    from peerstore.daemon import open_data_directory
     from peerstore.datadir import locked
     from peerstore.store.migrate import packaged
     from peerstore.store.sqlite import Clocks, SqliteStore

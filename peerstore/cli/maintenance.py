@@ -1,4 +1,4 @@
-"""`peerstore verify`, `snapshot` and `restore`."""
+"""`peerstore prune`, `verify`, `snapshot` and `restore`."""
 
 from __future__ import annotations
 
@@ -6,16 +6,48 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from pathlib import Path
 
 import click
 
-from peerstore.cli.common import App, json_option, pass_app
+from peerstore.cli.common import App, change, json_option, pass_app, size
+from peerstore.cli.output import Column, Row, show_list
 from peerstore.errors import KeyFileError, StoreError
 
 
-@click.command()
+@click.command(short_help="Delete what is kept no longer.")
+@click.option("--dry-run", is_flag=True, help="Only say what would be deleted.")
+@json_option
+@pass_app
+def prune(app: App, dry_run: bool) -> None:
+    """Delete what `retention` says is kept no longer; the daemon does so once an hour.
+
+    What an operator has pinned or holds stays, and so do the backups of who is connected.
+    """
+    import asyncio
+
+    items = change(app, "backups.prune", dry_run=dry_run)["items"]
+
+    async def rows() -> AsyncGenerator[Row]:
+        for item in items:
+            yield item
+
+    columns = [
+        Column("NODE ID", lambda row: row["node_id"], 66, id=True),
+        Column("KIND", lambda row: row["kind"], 14, drop=2),
+        Column("CHANNEL ID", lambda row: row["channel_id"] or "", 64, drop=1, id=True),
+        Column("VERSIONS", lambda row: str(row["versions"]), 8, drop=3, right=True),
+        Column("SIZE", lambda row: size(row["bytes"]), 10, right=True),
+        Column("WHY", lambda row: row["reason"], 30),
+    ]
+    asyncio.run(show_list(app, rows(), columns, "Nothing is due."))
+    if items and not app.json:
+        total = size(sum(item["bytes"] for item in items))
+        click.echo(f"{total} {'would be' if dry_run else 'are'} deleted.")
+
+
+@click.command(short_help="Check every backup and the database.")
 @json_option
 @pass_app
 def verify(app: App) -> None:
@@ -58,7 +90,7 @@ def verify(app: App) -> None:
         raise StoreError(f"{app.database} is damaged: restore a snapshot")
 
 
-@click.command()
+@click.command(short_help="Copy the database, also while it is in use.")
 @click.argument("destination", metavar="DEST", type=click.Path(path_type=Path))
 @click.option("--with-key", is_flag=True, help="Copy the node's key too, to DEST.key.")
 @json_option
@@ -80,7 +112,7 @@ def snapshot(app: App, destination: Path, with_key: bool) -> None:
     app.emit(document, lambda: f"The snapshot is {destination}.")
 
 
-@click.command()
+@click.command(short_help="Put a snapshot back.")
 @click.argument("source", metavar="SRC", type=click.Path(path_type=Path))
 @json_option
 @pass_app
@@ -89,7 +121,7 @@ def restore(app: App, source: Path) -> None:
 
     SRC is verified first. What it replaces is kept beside it.
     """
-    from peerstore.daemon import lock_paths
+    from peerstore.configured import lock_paths
     from peerstore.datadir import key_path, load_key, locked, make_data_directory
     from peerstore.store.snapshot import restore as put_back
 
@@ -128,10 +160,9 @@ def _progress(label: str) -> Iterator[Callable[[int, int], None]]:
     if not sys.stderr.isatty():
         yield lambda _done, _total: None
         return
-    with click.progressbar(length=1, label=label, file=sys.stderr) as bar:
+    from rich.console import Console
+    from rich.progress import Progress
 
-        def progress(done: int, total: int) -> None:
-            bar.length = total
-            bar.update(done - bar.pos)
-
-        yield progress
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(label, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 KEY_NAME = "probe.key"
 
 
-@click.command()
+@click.command(short_help="Be a peer of a provider, and see what it keeps.")
 @click.argument("uri", metavar="URI")
 @click.option(
     "--size",

@@ -1,13 +1,13 @@
-"""`peerstore run`."""
+"""`peerstore run` and `reload`."""
 
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from peerstore.cli.common import App, json_option, pass_app
+from peerstore.cli.common import App, ask, json_option, pass_app
 
 if TYPE_CHECKING:
     from peerstore.daemon import Daemon
@@ -37,4 +37,24 @@ def run(app: App) -> None:
             lambda: "\n".join(["Peers connect to:", *(f"  {uri}" for uri in started.uris)]),
         )
 
-    asyncio.run(daemon.run(loaded, app.data_dir, os.environ, ready))
+    asyncio.run(daemon.run(app.read_config, app.data_dir, os.environ, ready))
+
+
+@click.command()
+@json_option
+@pass_app
+def reload(app: App) -> None:
+    """Have the daemon read its configuration again, as SIGHUP does.
+
+    It follows all of it but what needs a restart, which is named. Needs the daemon.
+    """
+    done = ask(app, "daemon.reload")
+    app.emit({**done, "done": True}, lambda: _words(done))
+
+
+def _words(done: dict[str, Any]) -> str:
+    if not done["changed"]:
+        return "Nothing has changed."
+    restart = done["needs_restart"]
+    lines = [f"In force: {key}" for key in done["changed"] if key not in restart]
+    return "\n".join([*lines, *(f"Needs a restart: {key}" for key in restart)])

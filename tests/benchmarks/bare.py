@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import cast
 
@@ -50,6 +51,19 @@ def upserts(directory: str, size: int, seconds: float) -> dict[str, float]:
         rate = count / (time.perf_counter() - begun)
         database.close()
     return {"rate": rate}
+
+
+def listing(database: str) -> dict[str, float]:
+    """Read what a list shows of every backup, and write it as it comes."""
+    sql = (
+        "SELECT hex(node_id), kind, channel_id, revision, size, stored_at FROM backup"
+        " WHERE replaced IS NULL"
+    )
+    begun = time.perf_counter()
+    with Path(os.devnull).open("w") as out, closing(sqlite3.connect(database)) as connection:
+        for row in connection.execute(sql):
+            print(*row, file=out)
+    return {"seconds": time.perf_counter() - begun}
 
 
 class Receiver(asyncio.BufferedProtocol):
@@ -188,6 +202,7 @@ def main() -> None:
     loops: dict[str, Callable[[], dict[str, float]]] = {
         "upserts": lambda: upserts(arguments[0], int(arguments[1]), float(arguments[2])),
         "accepts": lambda: asyncio.run(accepts(float(arguments[0]))),
+        "listing": lambda: listing(arguments[0]),
         "reads": lambda: asyncio.run(reads(arguments[0], int(arguments[1]))),
         "handshake_cpu": lambda: handshake_cpu(int(arguments[0])),
         "hash_and_encrypt": lambda: hash_and_encrypt(int(arguments[0]), int(arguments[1])),
