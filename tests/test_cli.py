@@ -35,7 +35,6 @@ from peerstore.control import (
     ControlServer,
 )
 from peerstore.errors import ControlError
-from peerstore.transport.secp256k1 import KeyPair
 from peerstore.types import Network, NodeAddress
 from tests.daemon import HANG, LOOPBACK, Daemon, Result, command_line, environment, run_command
 from tests.helpers import key_pair
@@ -45,7 +44,7 @@ BLOBS = {
 }
 """What the two peers of every daemon here have stored."""
 FIRST, SECOND = BLOBS
-UNKNOWN = KeyPair.generate().node_id.hex()
+UNKNOWN = key_pair(0x4F).node_id.hex()
 
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
 

@@ -123,7 +123,7 @@ def test_ci_runs_the_command_of_the_readme() -> None:
         ["/bin/bash", "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert run.stdout == readme_command("test")
-    assert run.stdout.endswith(".venv/bin/pytest")
+    assert run.stdout.endswith(".venv/bin/pytest -n 2 --dist loadscope")
 
 
 def test_the_lock_has_a_hash_for_all_and_no_addresses() -> None:
