@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterator
+from collections.abc import AsyncIterator, Generator, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
 
 from tests.daemon import Daemon
+
+if TYPE_CHECKING:
+    from peerstore.store.sqlite import SqliteStore
+    from tests.test_store import SqliteBackend
 
 # CI tries the same examples each time: whether a change lands is not left to chance. Elsewhere,
 # and with --long, new ones are looked for.
@@ -41,6 +46,24 @@ def daemon(data_dir: Path) -> Iterator[Daemon]:
         yield daemon
     finally:
         daemon.close()
+
+
+@pytest.fixture
+async def backend(tmp_path: Path) -> AsyncIterator[SqliteBackend]:
+    """A place without a database."""
+    from tests.test_store import SqliteBackend  # not before its asserts are rewritten
+
+    backend = SqliteBackend(tmp_path)
+    try:
+        yield backend
+    finally:
+        await backend.dispose()
+
+
+@pytest.fixture
+async def store(backend: SqliteBackend) -> SqliteStore:
+    """An empty store."""
+    return await backend.open()
 
 
 # A machine without a Debian package or without IPv6 skips a test and says why. CI has them all

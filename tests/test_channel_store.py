@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -57,22 +57,6 @@ CLOSED = ChannelState(9, 9, b"\x5e" * 32, shutdown=True, closing=True)
 every_kind = pytest.mark.parametrize(
     "slot", slots_of(ALICE)[:3], ids=[slot.kind.label for slot in slots_of(ALICE)[:3]]
 )
-
-
-@pytest.fixture
-async def backend(tmp_path: Path) -> AsyncIterator[SqliteBackend]:
-    """A place without a database."""
-    backend = SqliteBackend(tmp_path)
-    try:
-        yield backend
-    finally:
-        await backend.dispose()
-
-
-@pytest.fixture
-async def store(backend: SqliteBackend) -> SqliteStore:
-    """An empty store."""
-    return await backend.open()
 
 
 async def say(

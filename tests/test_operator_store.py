@@ -7,7 +7,7 @@ import contextlib
 import shutil
 import sqlite3
 import tempfile
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -78,22 +78,6 @@ HERE = "203.0.113.5:40000"
 THERE = "[2001:db8::1]:9735"
 BITS = b"\x02\x00"
 FEW = b"\x02"
-
-
-@pytest.fixture
-async def backend(tmp_path: Path) -> AsyncIterator[SqliteBackend]:
-    """A place without a database."""
-    backend = SqliteBackend(tmp_path)
-    try:
-        yield backend
-    finally:
-        await backend.dispose()
-
-
-@pytest.fixture
-async def store(backend: SqliteBackend) -> SqliteStore:
-    """An empty store."""
-    return await backend.open()
 
 
 async def peers(store: SqliteStore) -> dict[NodeId, Peer]:

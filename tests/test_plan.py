@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -75,22 +75,6 @@ def empty(number: int) -> bytes:
 def arguments(slot: Slot) -> tuple[str, str, str]:
     """A slot as the control socket's methods take it."""
     return slot.node_id.hex(), slot.kind.label, slot.channel_id.hex()
-
-
-@pytest.fixture
-async def backend(tmp_path: Path) -> AsyncIterator[SqliteBackend]:
-    """A place without a database."""
-    backend = SqliteBackend(tmp_path)
-    try:
-        yield backend
-    finally:
-        await backend.dispose()
-
-
-@pytest.fixture
-async def store(backend: SqliteBackend) -> SqliteStore:
-    """An empty store."""
-    return await backend.open()
 
 
 async def connect(store: SqliteStore, slot: Slot = ALICES) -> tuple[SqliteLease, bytes | None]:

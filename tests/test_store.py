@@ -120,22 +120,6 @@ def edited(path: Path) -> Iterator[sqlite3.Connection]:
         yield database
 
 
-@pytest.fixture
-async def backend(tmp_path: Path) -> AsyncIterator[SqliteBackend]:
-    """A place without a database."""
-    backend = SqliteBackend(tmp_path)
-    try:
-        yield backend
-    finally:
-        await backend.dispose()
-
-
-@pytest.fixture
-async def store(backend: SqliteBackend) -> SqliteStore:
-    """An empty store."""
-    return await backend.open()
-
-
 async def write(store: SqliteStore, *updates: tuple[Slot, bytes]) -> None:
     """Store blobs one after the other, each by a connection of its own."""
     for slot, blob in updates:
