@@ -135,7 +135,7 @@ def grow_old(database: Path) -> None:
         run("UPDATE meta SET seen = ?", (seen,))
         run("UPDATE hold SET until = ?", (seen + DAY,))
         run("UPDATE alarm SET raised_at = ?, last_at = ?", (now - 3 * DAY, now - 3 * DAY))
-        run("UPDATE refusal SET first_at = ?1, last_at = ?1", (now - 30 * DAY,))
+        run("UPDATE refusal SET first_at = :at, last_at = :at", {"at": now - 30 * DAY})
         for node_id, away in AWAY.items():
             key, at = bytes.fromhex(node_id), now - away
             run(
@@ -143,7 +143,9 @@ def grow_old(database: Path) -> None:
                 " last_seen = ?, last_seen_at = ?, established = ? WHERE node_id = ?",
                 (seen - 40 * DAY, now - 40 * DAY, seen - away, at, node_id != A, key),
             )
-            run("UPDATE backup SET stored_at = ?1, last_seen_at = ?1 WHERE node_id = ?2", (at, key))
+            run(
+                "UPDATE backup SET stored_at = ?, last_seen_at = ? WHERE node_id = ?", (at, at, key)
+            )
         run(
             "UPDATE channel SET closed = ?, closed_at = ? WHERE closed IS NOT NULL",
             (seen - 15 * DAY, now - 15 * DAY),

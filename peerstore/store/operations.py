@@ -214,11 +214,11 @@ async def _delete_rows(tx: Transaction, condition: str, **values: object) -> lis
         )  # fmt: skip
     peers = 0
     for node_id in {key[0] for key in slots}:
-        nothing = f"NOT EXISTS (SELECT 1 FROM backup WHERE node_id = ?1 AND {_ANY_KIND})"
-        peers += len(
-            await tx.all(f"DELETE FROM peer WHERE node_id = ?1 AND {nothing} RETURNING 1", node_id)
-        )
-        await tx.all(f"DELETE FROM refusal WHERE node_id = ?1 AND {nothing}", node_id)
+        if not await tx.all(
+            f"SELECT 1 FROM backup WHERE node_id = ? AND {_ANY_KIND} LIMIT 1", node_id
+        ):
+            peers += len(await tx.all("DELETE FROM peer WHERE node_id = ? RETURNING 1", node_id))
+            await tx.all("DELETE FROM refusal WHERE node_id = ?", node_id)
     sizes = [row[1] for row in gone]
     await tx.all(
         "UPDATE meta SET versions = versions - ?, bytes = bytes - ?, peers = peers - ?,"

@@ -202,7 +202,7 @@ class Planner:
         if new_peer:
             self._new_peers.add(slot.node_id)
             self.totals.peers += 1
-            self.plan.new_peers.append((slot.node_id, self._seen, self._now, self._now))
+            self.plan.new_peers.append((slot.node_id, self._seen, self._now, self._now, self._seen))
         self._open_row(lease, slot, update)
 
     def _overwrite(self, lease: SqliteLease, slot: Slot, update: Update, current: Current) -> None:

@@ -33,7 +33,7 @@ from peerstore.store.due import Place, next_due
 from peerstore.store.lease import Current, Holdings
 from peerstore.store.migrate import migrations, schema_version
 from peerstore.store.plan import PIN_AUTOMATIC, PIN_OPERATOR
-from peerstore.types import BackupKind, ChannelState, Network, NodeId, Slot
+from peerstore.types import NODE_ID_SIZE, BackupKind, ChannelState, Network, NodeId, Slot
 
 _REVISION = "b.node_id, b.kind, b.channel_id, b.revision, b.size, b.sha256, b.stored_at"
 
@@ -357,13 +357,14 @@ class SqliteReader:
 
     async def channels(self, node_id: NodeId | None = None) -> AsyncIterator[ChannelRow]:
         """The channels that have a backup, of one peer or of all."""
-        which = "c.node_id = ?3" if node_id else "?3 IS NULL"
         sql = (
-            f"{_CHANNELS} WHERE {which} AND (c.node_id, c.channel_id) > (?1, ?2)"
-            " ORDER BY c.node_id, c.channel_id LIMIT ?4"
+            f"{_CHANNELS} WHERE (c.node_id, c.channel_id) > (?, ?) AND c.node_id <= ?"
+            " ORDER BY c.node_id, c.channel_id LIMIT ?"
         )
-        start: tuple[object, ...] = (b"", b"", node_id)
-        async for row in self._paged(sql, start, lambda row: (row[0], row[1], node_id), None):
+        # Of one peer: those behind its id and no channel, up to its id.
+        last = node_id or b"\xff" * NODE_ID_SIZE
+        start = (node_id or b"", b"", last)
+        async for row in self._paged(sql, start, lambda row: (row[0], row[1], last), None):
             slot = Slot(NodeId(row[0]), BackupKind.CHANNEL_BACKUP, row[1])
             yield ChannelRow(slot, channel_state(slot, row[4:]), row[2], row[3])
 

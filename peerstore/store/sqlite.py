@@ -19,7 +19,7 @@ import os
 import sqlite3
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Self
 
@@ -732,11 +732,18 @@ class SqliteStore:
         await statements.write_visits(
             tx,
             [
-                (v.at, v.seen, int(v.established), v.address, v.features, node_id)
+                {
+                    "node_id": node_id,
+                    "at": v.at,
+                    "seen": v.seen,
+                    "established": v.established,
+                    "address": v.address,
+                    "features": v.features,
+                }
                 for node_id, v in visits.items()
             ],
             [
-                (node_id, refusal.reason, refusal.count, refusal.first_at, refusal.last_at)
+                {"node_id": node_id, **asdict(refusal)}
                 for node_id, v in visits.items()
                 for refusal in v.refusals.values()
             ],

@@ -102,7 +102,7 @@ async def write(plan: Plan, tx: Transaction, totals: Totals) -> None:
         ("UPDATE backup SET last_seen_at = ? WHERE id = ?", plan.seen_again),
         (
             "INSERT INTO peer (node_id, first_seen, first_seen_at, last_seen_at, last_seen)"
-            " VALUES (?1, ?2, ?3, ?4, ?2) ON CONFLICT DO NOTHING",
+            " VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
             plan.new_peers,
         ),
         (_CHANNEL_SQL, [_channel_row(slot, state, tx) for _, slot, state in plan.channels]),
@@ -146,30 +146,36 @@ async def write(plan: Plan, tx: Transaction, totals: Totals) -> None:
 
 async def write_visits(
     tx: Transaction,
-    visits: list[tuple[int, int, int, str, bytes, NodeId]],
-    refusals: list[tuple[NodeId, str, int, int, int]],
+    visits: list[dict[str, object]],
+    refusals: list[dict[str, object]],
 ) -> None:
-    """Write when peers were here and what is known of them, and why updates were refused."""
+    """Write when peers were here and what is known of them, and why updates were refused.
+
+    `visits` have node_id, at, seen, established, address and features; `refusals` node_id and the
+    fields of Refusal.
+    """
     await tx.connection.executemany(
-        "UPDATE peer SET last_seen_at = max(last_seen_at, ?1), last_seen = max(last_seen, ?2),"
-        " established = max(established, ?3), address = iif(?4 = '', address, ?4),"
-        " features = iif(?4 = '', features, ?5) WHERE node_id = ?6",
+        "UPDATE peer SET last_seen_at = max(last_seen_at, :at), last_seen = max(last_seen, :seen),"
+        " established = max(established, :established),"
+        " address = iif(:address = '', address, :address),"
+        " features = iif(:address = '', features, :features) WHERE node_id = :node_id",
         visits,
     )
     if not refusals:
         return
     await tx.connection.executemany(
         "INSERT INTO refusal (node_id, reason, count, first_at, last_at)"
-        " SELECT ?1, ?2, ?3, ?4, ?5 WHERE EXISTS (SELECT 1 FROM peer WHERE node_id = ?1)"
+        " SELECT :node_id, :reason, :count, :first_at, :last_at"
+        " WHERE EXISTS (SELECT 1 FROM peer WHERE node_id = :node_id)"
         " ON CONFLICT (node_id, reason) DO UPDATE SET"
         " count = count + excluded.count, last_at = excluded.last_at",
         refusals,
     )
     # The newest reasons stay.
     await tx.connection.executemany(
-        "DELETE FROM refusal WHERE node_id = ?1 AND reason NOT IN (SELECT reason FROM refusal"
-        f" WHERE node_id = ?1 ORDER BY last_at DESC, reason LIMIT {MAX_REASONS})",
-        {(refusal[0],) for refusal in refusals},
+        "DELETE FROM refusal WHERE node_id = :node_id AND reason NOT IN (SELECT reason FROM refusal"
+        f" WHERE node_id = :node_id ORDER BY last_at DESC, reason LIMIT {MAX_REASONS})",
+        refusals,
     )
 
 
