@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
 import time
+from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -60,7 +62,9 @@ def probe(app: App, uri: str, blob_size: int | None, dialect: str) -> None:
     try:
         play = _probe if dialect == "peer_storage" else _probe_881
         size_ = most if blob_size is None else blob_size
-        same = asyncio.run(play(network, address, key, size_, steps))
+        same = asyncio.run(_interruptible(play(network, address, key, size_, steps)))
+    except asyncio.CancelledError:
+        raise KeyboardInterrupt from None
     except (PeerstoreError, TimeoutError) as error:
         steps.failed(str(error) or "no answer in time")
         if app.json:
@@ -74,6 +78,20 @@ def probe(app: App, uri: str, blob_size: int | None, dialect: str) -> None:
             else "The provider keeps what it is given, and holds the larger backup for now."
         ),
     )
+
+
+async def _interruptible(work: Coroutine[None, None, bool]) -> bool:
+    """Let Ctrl-C end it at once.
+
+    asyncio.run has no wake-up for signals: one that comes just before a wait would only count when
+    that is over.
+    """
+    import asyncio
+
+    task = asyncio.current_task()
+    assert task is not None  # noqa: S101 - asyncio.run made it
+    asyncio.get_running_loop().add_signal_handler(signal.SIGINT, task.cancel)
+    return await work
 
 
 class _Steps:
