@@ -35,6 +35,8 @@ class _Interval:
     deadline: float = float("inf")
     offered: bool = False
     """Whether an update of it waits for the message that completes it."""
+    replaced: bool = False
+    """Whether one of it, whose channel was known, has been replaced by what is on offer now."""
     failed: bool = False
     untold: list[str] = field(default_factory=list)
     """What the peer is to be told before the pong."""
@@ -73,23 +75,38 @@ class Confirmations:
         self._intervals[-1].last = self._received
         return self._received
 
-    def offer(self) -> None:
-        """An update came that a later message has to complete before it goes to the store."""
+    def offer(self, *, named_before: bool) -> None:
+        """An update came that a later message has to complete before it goes to the store.
+
+        It takes the place of the one on offer; `named_before` says that the channel of that one is
+        known, and whether it is that of the new one will show.
+        """
+        if named_before:
+            for interval in self._intervals:
+                interval.replaced = interval.replaced or interval.offered
+                interval.offered = False
         self._intervals[-1].offered = True
 
     def complete(self, sequence: int) -> None:
         """What was offered has become the update of this number."""
         for interval in self._intervals:
-            if interval.offered:
-                interval.offered = False
+            if interval.offered or interval.replaced:
+                interval.offered = interval.replaced = False
                 interval.completed_by = sequence
+
+    def withdraw_replaced(self, reason: str) -> None:
+        """What was replaced is not stored: what is on offer is for another channel."""
+        for interval in self._intervals:
+            if interval.replaced:
+                interval.replaced = False
+                interval.fail(reason)
 
     def withdraw(self, reason: str) -> None:
         """What was offered is not stored."""
-        waiting = [interval for interval in self._intervals if interval.offered]
+        waiting = [i for i in self._intervals if i.offered or i.replaced]
         # Where its own pong went out late already, the next one comes behind the warning.
         for interval in waiting or [self._intervals[-1]]:
-            interval.offered = False
+            interval.offered = interval.replaced = False
             interval.fail(reason)
 
     def refuse(self, reason: str) -> None:
@@ -136,7 +153,7 @@ class Confirmations:
                 interval.last > max(self._resolved, self._released)
                 or interval.completed_by > self._resolved
             )
-            undecided = unstored or interval.offered
+            undecided = unstored or interval.offered or interval.replaced
             late = undecided and now >= interval.deadline
             if late and not interval.failed:
                 interval.fail(_LATE if unstored else _INCOMPLETE)

@@ -14,6 +14,7 @@ PeerstoreError                  the base; never raised itself
 |   |   |-- SchemaError         made by a newer program, or for another key or network
 |   |   |-- StoreClosedError    asked after it was closed, or by a connection fenced off
 |   |   `-- DamagedBackupError  a stored blob does not match its digest
+|   |       `-- MissingBackupError  it is not there any more
 |   |-- ControlError            the control socket: not there, or it answered with an error
 |   `-- ProbeError              a provider did not do what the protocol says
 `-- PeerError                   the other side of a connection broke the protocol
@@ -81,6 +82,10 @@ class StoreClosedError(StoreError):
 
 class DamagedBackupError(StoreError):
     """A stored blob does not match its digest; it is never sent."""
+
+
+class MissingBackupError(DamagedBackupError):
+    """A version was deleted since it was looked up."""
 
 
 class ControlError(OperatorError):

@@ -28,7 +28,7 @@ from typing import Any
 
 from peerstore.confirmation import Confirmations
 from peerstore.errors import CodecError, FeatureError
-from peerstore.streams import CHANNEL_TYPES, ChannelStreams, Outcome
+from peerstore.streams import CHANNEL_TYPES, ChannelStreams, Naming, Outcome
 from peerstore.types import BackupKind, ChannelState
 from peerstore.wire import features
 from peerstore.wire.messages import (
@@ -394,8 +394,8 @@ class Session:
             self._on_channel_message(number, data, now)
         elif number % 2 and number in CHANNEL_TYPES:
             # Unknown, but it may name the channel of a backup.
-            if len(data) >= 34 and (dropped := self._streams.name(channel_id_of(data))):
-                self._drop(dropped, now)
+            if len(data) >= 34:
+                self._on_naming(self._streams.name(channel_id_of(data)), now)
         elif number % 2 == 0 and number not in _GOSSIP:
             raise CodecError(f"message type {number} is even and unknown here")
 
@@ -432,8 +432,8 @@ class Session:
         refusal = self._refusal(message)
         if not refusal:
             # Should one be on offer already, this one takes its place, and its pong waits on.
+            self._confirmations.offer(named_before=self._streams.named)
             self._streams.offer(message.blob)
-            self._confirmations.offer()
             return
         if self._streams.unfinished:
             self._drop("update_channel_backup is dropped: the one after it is refused", now)
@@ -470,20 +470,27 @@ class Session:
 
     def _on_named(self, outcome: Outcome, now: float) -> None:
         """Do what a channel message led to for the backups."""
-        if outcome.dropped:
-            self._drop(outcome.dropped, now)
+        self._on_naming(outcome.naming, now)
         update = outcome.update
         if update is None:
             return
-        if self.refusal:
-            if update.blob is not None:  # taken before the policy changed
-                self._drop(self.refusal, now)
+        if self.refusal and update.blob is not None:  # taken before the policy changed
+            self._drop(self.refusal, now)
             return
+        # What is said of a channel with a backup is kept up to date also for who is not served:
+        # the backup is given back with it.
         kind = BackupKind.CHANNEL_BACKUP
         sequence = self._store(kind, update.channel_id, update.blob, update.state)
         if update.blob is not None:
             self._streams.hand_in(sequence, update.channel_id)
             self._confirmations.complete(sequence)
+
+    def _on_naming(self, naming: Naming, now: float) -> None:
+        if naming.dropped:
+            self._drop(naming.dropped, now)
+        if naming.replaced:
+            self._confirmations.withdraw_replaced(naming.replaced)
+            self._release(now)
 
     def _tell_of_no_channels(self, name: str, channel_id: bytes) -> None:
         opens = name in ("open_channel", "open_channel2")

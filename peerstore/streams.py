@@ -64,16 +64,36 @@ class ChannelUpdate:
 
 
 @dataclass(frozen=True, slots=True)
+class Naming:
+    """What the naming of a channel meant for the backup on offer, "" for nothing.
+
+    `dropped` says why that was dropped, `replaced` why the one before it was, whose place it took:
+    the two are for different channels.
+    """
+
+    dropped: str = ""
+    replaced: str = ""
+
+
+NOTHING = Naming()
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
     """What a channel message led to.
 
     `served` is whether it belongs to a backup, so that the peer need not be told that nothing can
-    be done with it. `dropped` says why the backup on offer was dropped, "" when it was not.
+    be done with it.
     """
 
     served: bool
     update: ChannelUpdate | None = None
-    dropped: str = ""
+    naming: Naming = NOTHING
+
+    @property
+    def dropped(self) -> str:
+        """Why the backup on offer was dropped, "" when it was not."""
+        return self.naming.dropped
 
 
 @dataclass(slots=True)
@@ -82,6 +102,8 @@ class _Offer:
 
     blob: bytes | None
     channel_id: bytes | None = None
+    replaces: bytes | None = None
+    """The channel of the one whose place it took, if that was known."""
 
 
 @dataclass(slots=True)
@@ -127,9 +149,16 @@ class ChannelStreams:
         """Whether one waits that will be dropped if the connection ends now."""
         return self._offer is not None and self._offer.blob is not None
 
+    @property
+    def named(self) -> bool:
+        """Whether one waits that will be dropped, and its channel is known."""
+        return self.unfinished and self._offer is not None and self._offer.channel_id is not None
+
     def offer(self, blob: bytes | None) -> None:
         """An update_channel_backup came; None when it was refused."""
-        self._offer = _Offer(blob)
+        before, self._offer = self._offer, _Offer(blob)
+        if before is not None and before.blob is not None:
+            self._offer.replaces = before.channel_id or before.replaces
 
     def hand_in(self, sequence: int, channel_id: bytes) -> None:
         """A backup of the channel goes to the store under this number."""
@@ -172,7 +201,7 @@ class ChannelStreams:
             _begin_batch(channel, data, strict=served)
             return Outcome(served)
         offered, before = self._offer, channel.state
-        dropped = self.name(channel_id) if number in CHANNEL_TYPES else ""
+        naming = self.name(channel_id) if number in CHANNEL_TYPES else NOTHING
         belongs = self._offer is not None and self._offer.channel_id == channel_id
         served = belongs or channel.held
         try:
@@ -190,23 +219,21 @@ class ChannelStreams:
         if blob is not None or changed:
             update = ChannelUpdate(channel_id, channel.state, blob)
         # Who opens a channel waits for an answer, whatever it has offered before.
-        return Outcome(served and number not in _OPENING, update, dropped)
+        return Outcome(served and number not in _OPENING, update, naming)
 
-    def name(self, channel_id: bytes) -> str:
-        """Tie the backup on offer to a channel, or drop it; why it was dropped."""
+    def name(self, channel_id: bytes) -> Naming:
+        """Tie the backup on offer to a channel, or drop it."""
         offer = self._offer
         if offer is None or offer.channel_id == channel_id:
-            return ""
+            return NOTHING
         if offer.channel_id is None:
             offer.channel_id = channel_id
-            return ""
+            replaces, offer.replaces = offer.replaces, None
+            if offer.blob is None or replaces in (None, channel_id):
+                return NOTHING
+            return Naming(replaced=_dropped(replaces, channel_id))
         self._offer = None
-        if offer.blob is None:
-            return ""
-        return (
-            f"update_channel_backup of channel {offer.channel_id.hex()} is dropped: a message of"
-            f" channel {channel_id.hex()} came before one that completes it"
-        )
+        return NOTHING if offer.blob is None else Naming(_dropped(offer.channel_id, channel_id))
 
     def _add(self, channel_id: bytes) -> _Channel:
         if self._without_backup >= MAX_CHANNELS:
@@ -214,6 +241,14 @@ class ChannelStreams:
         self._without_backup += 1
         channel = self._channels[channel_id] = _Channel(ChannelState())
         return channel
+
+
+def _dropped(channel_id: bytes | None, other: bytes) -> str:
+    of = "" if channel_id is None else channel_id.hex()
+    return (
+        f"update_channel_backup of channel {of} is dropped: a message of channel {other.hex()} came"
+        " before one that completes it"
+    )
 
 
 def _begin_batch(channel: _Channel, data: bytes, *, strict: bool) -> None:

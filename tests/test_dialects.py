@@ -819,10 +819,10 @@ async def test_a_message_of_another_channel_drops_the_backup_with_a_warning(node
 async def test_a_second_backup_takes_the_place_of_one_that_waits(node: Node) -> None:
     async with connected(node) as client:
         await client.store_channel_backup(b"first", add_htlc(CHANNEL))
-        await client.store_channel_backup(b"second", add_htlc(OTHER_CHANNEL), signed(OTHER_CHANNEL))
+        await client.store_channel_backup(b"second", add_htlc(CHANNEL), signed(CHANNEL))
         await client.confirm()
         assert client.warnings == []
-    assert await given(node) == Given(channels={OTHER_CHANNEL: Channel(b"second", 2, 0, bytes(32))})
+    assert await given(node) == Given(channels={CHANNEL: Channel(b"second", 2, 0, bytes(32))})
 
 
 ENDS = HANG_UPS | {

@@ -346,10 +346,29 @@ def test_updates_of_all_kinds_are_numbered_in_the_order_in_which_they_go_to_the_
 def test_a_second_channel_backup_is_stored_in_place_of_the_first() -> None:
     session = open_session()
     assert say(session, UpdateChannelBackup(b"first"), of(A, UPDATE_ADD_HTLC)) == []
-    # Its channel is another one.
-    assert say(session, UpdateChannelBackup(b"second"), of(B, UPDATE_ADD_HTLC)) == []
+    assert say(session, UpdateChannelBackup(b"second"), of(A, UPDATE_ADD_HTLC)) == []
+    expected = Store(1, BackupKind.CHANNEL_BACKUP, A, b"second", ChannelState(commitments=1))
+    assert say(session, commitment_signed(A)) == [expected]
+
+
+@pytest.mark.parametrize("pinged", [True, False])
+def test_a_channel_backup_replaced_by_one_of_another_channel_is_told_before_its_pong(
+    pinged: bool,
+) -> None:
+    session = open_session()
+    assert say(session, UpdateChannelBackup(b"first"), of(A, UPDATE_ADD_HTLC)) == []
+    if pinged:
+        assert session.receive(Ping(1).encode(), 1.0) == ()
+    # Until its channel is named the second may be a newer one of the same.
+    assert say(session, UpdateChannelBackup(b"second")) == []
+    warning, *pongs = talk(session.receive(of(B, UPDATE_ADD_HTLC), 1.0))
+    assert_about_storage(warning, A.hex(), B.hex())
+    assert pongs == (["pong 1"] if pinged else [])
+    # The second is not concerned.
     expected = Store(1, BackupKind.CHANNEL_BACKUP, B, b"second", ChannelState(commitments=1))
     assert say(session, commitment_signed(B)) == [expected]
+    assert session.receive(Ping(2).encode(), 1.0) == ()
+    assert talk(session.stored(1, 1.0)) == ["pong 2"]
 
 
 @pytest.mark.parametrize("number", [UPDATE_ADD_HTLC, COMMITMENT_SIGNED, REVOKE_AND_ACK, 136])

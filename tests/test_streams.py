@@ -188,11 +188,11 @@ def test_an_opening_names_its_temporary_channel_and_is_answered_all_the_same(num
 
 def test_of_a_message_that_is_not_understood_the_channel_alone_counts() -> None:
     peer = Peer()
-    assert peer.streams.name(A) == ""
+    assert peer.streams.name(A).dropped == ""
     peer.offer(b"backup")
     for _ in range(2):
-        assert peer.streams.name(A) == ""
-    dropped = peer.streams.name(B)
+        assert peer.streams.name(A).dropped == ""
+    dropped = peer.streams.name(B).dropped
     assert A.hex() in dropped
     assert B.hex() in dropped
     assert not peer.has_unfinished()
@@ -778,7 +778,7 @@ def assert_as_model(letters: Sequence[Letter], states: Mapping[bytes, ChannelSta
             continue
         served, update, dropped = model.take(letter)
         if letter[1] == UNKNOWN:
-            assert bool(peer.streams.name(letter[0])) == dropped, letters[: place + 1]
+            assert bool(peer.streams.name(letter[0]).dropped) == dropped, letters[: place + 1]
             continue
         outcomes = peer.outcomes(messages_of(letter, place))
         assert {outcome.served for outcome in outcomes} == {served}, letters[: place + 1]

@@ -117,6 +117,8 @@ def main() -> None:
     """The program: one line on stderr and a right exit code for whatever goes wrong."""
     # Whatever is made here, key, database and exported backups, is for its owner alone.
     os.umask(0o077)
+    if sys.stdin is None:
+        sys.stdin = Path(os.devnull).open()  # noqa: SIM115 - for as long as we run
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:  # closed by who started us

@@ -6,7 +6,7 @@ it changed. They raise StoreError when there is nothing to do it to.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Container
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -145,13 +145,17 @@ def forget(node_id: NodeId) -> Operation:
 
 
 def prune(
-    retention: Retention, place: Place, write_visits: Operation, connected: Container[NodeId]
+    retention: Retention,
+    place: Place,
+    write_visits: Operation,
+    reserve: Callable[[Iterable[NodeId]], set[NodeId]],
 ) -> tuple[Operation, list[Due], list[Place | None]]:
     """Delete the next piece of what is due by retention, but what an operator has pinned or holds.
 
     With it come two lists that take what was deleted, and where the next piece begins. What is due
-    is found inside the transaction, after the visits that were not written yet: nobody who came
-    back meanwhile loses anything.
+    is found inside the transaction, after the visits that were not written yet; `reserve` leaves
+    out who has come since, and lets nobody of the others in until the end: no one who comes back
+    loses what it was given back.
     """
     pruned: list[Due] = []
     following: list[Place | None] = []
@@ -164,10 +168,10 @@ def prune(
 
         due, further = await next_due(run, retention, tx.seen, place)
         following.append(further)
+        away = reserve({each.slot.node_id for each in due})
         for each in due:
             slot = each.slot
-            # Who is just connecting has fixed what it gets back.
-            if slot.node_id in connected:
+            if slot.node_id not in away:
                 continue
             gone = await _delete_rows(
                 tx,

@@ -14,7 +14,13 @@ from typing import Any, Self
 
 import aiosqlite
 
-from peerstore.errors import DamagedBackupError, SchemaError, StoreClosedError, StoreError
+from peerstore.errors import (
+    DamagedBackupError,
+    MissingBackupError,
+    SchemaError,
+    StoreClosedError,
+    StoreError,
+)
 from peerstore.store.base import (
     Alarm,
     Backup,
@@ -236,6 +242,11 @@ class SqliteReader:
             rows = await self._all(
                 f"SELECT {_REVISION}, b.digest, b.blob FROM backup AS b WHERE b.id = ?", (row_id,)
             )
+            if not rows:
+                raise MissingBackupError(
+                    f"revision {expected.revision} ({expected.slot.label}) of"
+                    f" {expected.slot.node_id.hex()} was deleted"
+                )
             for row in rows:
                 digest, blob = row[7:]
                 if _revision(row) == expected and matches(expected, digest, blob):

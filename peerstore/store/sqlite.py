@@ -18,7 +18,7 @@ import contextlib
 import os
 import sqlite3
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Self
@@ -26,7 +26,13 @@ from typing import Self
 import aiosqlite
 import structlog
 
-from peerstore.errors import DamagedBackupError, SchemaError, StoreClosedError, StoreError
+from peerstore.errors import (
+    DamagedBackupError,
+    MissingBackupError,
+    SchemaError,
+    StoreClosedError,
+    StoreError,
+)
 from peerstore.store import operations, statements
 from peerstore.store.base import (
     Backup,
@@ -138,6 +144,9 @@ class SqliteStore:
         self._operations: deque[tuple[Operation, asyncio.Future[None]]] = deque()
         self._visits: dict[NodeId, _Visit] = {}
         self._being_written: dict[NodeId, _Visit] = {}
+        # Peers of which something is just being pruned, and the event of its end.
+        self._reserved: set[NodeId] = set()
+        self._unreserved = asyncio.Event()
         # Peers that must not be shown their node backup, while the database does not say so yet.
         self._forgone: set[NodeId] = set()
         self._flushed = self._started
@@ -201,6 +210,8 @@ class SqliteStore:
         return self._seen_before + int(self._clocks.monotonic() - self._started)
 
     async def open_lease(self, node_id: NodeId, listener: Listener) -> SqliteLease:
+        while node_id in self._reserved:
+            await self._unreserved.wait()  # what it gets back is fixed when that is over
         if self._closing:
             raise StoreClosedError("the store is closed")
         predecessor = self._leases.get(node_id)
@@ -306,9 +317,13 @@ class SqliteStore:
             for lease in list(self._leases.values()):
                 self.visit(lease)
             prune, pruned, following = operations.prune(
-                retention, place, self._write_visits, self._leases
+                retention, place, self._write_visits, self._reserve
             )
-            await self.run(prune)
+            try:
+                await self.run(prune)
+            finally:
+                self._reserved.clear()
+                self._unreserved.set()
             for each in pruned:
                 _log.info(
                     "pruned", node_id=each.slot.node_id.hex(), kind=each.slot.kind.label,
@@ -318,6 +333,13 @@ class SqliteStore:
             found += pruned
             (place,) = following
         return found
+
+    def _reserve(self, node_ids: Iterable[NodeId]) -> set[NodeId]:
+        """Those of the peers that are away; who of them comes now waits until all is over."""
+        self._unreserved.clear()
+        away = {n for n in node_ids if n not in self._leases and n not in self._visits}
+        self._reserved |= away
+        return away
 
     async def run(self, operation: Operation) -> None:
         """Do what an operator asks for, in a transaction of its own; raises StoreError."""
@@ -552,9 +574,10 @@ class SqliteStore:
             counts = (await self.reader.meta()).counts
             self._totals = self._counted(counts, self._totals.last_revision)
             self._operations_done += 1
-            for node_id in touched & self._leases.keys():
+            for node_id in touched:
+                newest = self._leases.get(node_id)  # it may close while others are reloaded
                 # The older ones may have updates that are still to be written.
-                for lease in self._leases[node_id].chain():
+                for lease in list(newest.chain()) if newest is not None else ():
                     await self._reload(lease, seen)
         except Exception as error:
             self._visits_not_written()
@@ -614,6 +637,8 @@ class SqliteStore:
         """Read a version and remember whether it is sound; raises DamagedBackupError."""
         try:
             backup = await self.reader.read(row_id, revision)
+        except MissingBackupError:
+            raise  # no damage: an operator has deleted it
         except DamagedBackupError as error:
             _log.error("damaged_backup", error=str(error))
             self._note(lease, row_id, revision, damaged=True)
