@@ -24,7 +24,7 @@ from hypothesis.stateful import (
 )
 
 from peerstore.documents import channel_document, peer_document, version_document
-from peerstore.errors import AddressError, StoreError
+from peerstore.errors import AddressError, MissingBackupError, StoreError
 from peerstore.methods import methods
 from peerstore.store import operations, statements
 from peerstore.store import reader as reader_module
@@ -967,6 +967,38 @@ async def test_who_comes_back_while_it_is_being_deleted_is_not_deleted(
     assert await pruning == []
     assert await blob_of(lease, ALICES) == b"backup"
     assert await blob_of(lease, ALICES_CHANNEL) == b"channel"
+
+
+async def test_who_comes_back_to_what_is_just_being_deleted_waits_for_the_end(
+    backend: SqliteBackend, store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await push(store, b"backup")
+    backend.clock.advance(DAY)
+    coming: list[asyncio.Task[bytes | None]] = []
+
+    async def come() -> bytes | None:
+        return await blob_of(await store.open_lease(ALICE, Recorder()), ALICES)
+
+    delete = operations._delete_rows
+
+    async def delete_rows(*arguments: Any, **values: Any) -> list[int]:
+        coming.append(asyncio.create_task(come()))
+        await turns(store)
+        return await delete(*arguments, **values)
+
+    monkeypatch.setattr(operations, "_delete_rows", delete_rows)
+    assert [each.slot for each in await store.prune(AWAY)] == [ALICES]
+    # It is given nothing that is gone a moment later.
+    assert await coming[0] is None
+
+
+async def test_a_version_deleted_since_it_was_found_is_not_damaged(store: SqliteStore) -> None:
+    await push(store, b"backup")
+    version = await store.reader.find(ALICES)
+    assert version is not None
+    await store.run(operations.forget(ALICE))
+    with pytest.raises(MissingBackupError, match="was deleted"):
+        await store.reader.read(version.row_id, version.revision)
 
 
 async def test_a_slot_that_is_due_for_two_reasons_is_named_once(

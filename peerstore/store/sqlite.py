@@ -319,11 +319,7 @@ class SqliteStore:
             prune, pruned, following = operations.prune(
                 retention, place, self._write_visits, self._reserve
             )
-            try:
-                await self.run(prune)
-            finally:
-                self._reserved.clear()
-                self._unreserved.set()
+            await self.run(prune)
             for each in pruned:
                 _log.info(
                     "pruned", node_id=each.slot.node_id.hex(), kind=each.slot.kind.label,
@@ -335,7 +331,7 @@ class SqliteStore:
         return found
 
     def _reserve(self, node_ids: Iterable[NodeId]) -> set[NodeId]:
-        """Those of the peers that are away; who of them comes now waits until all is over."""
+        """Those of the peers that are away; who of them comes now waits until it is over."""
         self._unreserved.clear()
         away = {n for n in node_ids if n not in self._leases and n not in self._visits}
         self._reserved |= away
@@ -589,6 +585,9 @@ class SqliteStore:
         else:
             if not done.done():
                 done.set_result(None)
+        finally:
+            self._reserved.clear()
+            self._unreserved.set()
 
     async def _reload(self, lease: SqliteLease, seen: int) -> None:
         """An operator changed what a connected peer has."""
