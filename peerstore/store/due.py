@@ -97,7 +97,7 @@ async def next_due(
         return [], Place(rule=1) if retention.inactive else None
     rows = await run(_INACTIVE, values)
     found = [
-        Due(Slot(NodeId(node_id), BackupKind(kind), channel_id), count, size, _NEVER)
+        Due(Slot(NodeId(node_id), BackupKind(kind), channel_id), count, size, _AWAY)
         for node_id, kind, channel_id, count, size in rows
         if count
     ]
@@ -105,4 +105,4 @@ async def next_due(
 
 
 _CHANNEL = "the channel is closed"
-_NEVER = "the peer is never seen"
+_AWAY = "the peer has been away for inactive_time"
