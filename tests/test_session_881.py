@@ -1056,6 +1056,9 @@ class Books:
     """The update that the next backup for the store is."""
     offered: Given | None = None
     named: bytes | None = None
+    replaced: Given | None = None
+    """Of the channel `replaced_channel`; whether what took its place is, too, will show."""
+    replaced_channel: bytes | None = None
     pings: list[tuple[int, float]] = field(default_factory=list)
     pongs: int = 0
     warned: set[int] = field(default_factory=set)
@@ -1069,6 +1072,8 @@ class Books:
 
     def offer(self, good: bool) -> None:
         update, before = self.add(), self.offered
+        if before is not None and self.named is not None:
+            self.replaced, self.replaced_channel = before, self.named
         self.named = None
         if good:
             self.offered = update
@@ -1082,7 +1087,11 @@ class Books:
 
     def channel_message(self, channel_id: bytes, number: int) -> None:
         if self.offered is not None:
-            self.named = self.named or channel_id
+            if self.named is None:
+                self.named = channel_id
+                if self.replaced is not None and self.replaced_channel != channel_id:
+                    self.replaced.heir, self.replaced.refused = None, True
+                self.replaced = None
             if self.named != channel_id:
                 self.drop()
             elif number == COMMITMENT_SIGNED:
@@ -1139,6 +1148,7 @@ class Books:
                 # Its own pong is out: this interval's is to be behind the warning.
                 self.add().refused = True
             self.offered = None
+            self.replaced = None
 
     def is_durable(self, update: Given) -> bool:
         while update.heir is not None:
