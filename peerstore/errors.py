@@ -8,6 +8,7 @@ PeerstoreError                  the base; never raised itself
 |   |-- DataDirectoryError      the data directory can't be made, written or locked
 |   |-- ListenError             no peer socket could be opened
 |   |-- DialError               a peer could not be connected to
+|   |-- SourceError             the routing node gave no proper answer
 |   |-- DeclinedError           an operator was asked and did not agree
 |   |-- NotRunningError         the daemon is needed and does not run: a command exits 3
 |   |-- StoreError              the database
@@ -58,6 +59,10 @@ class ListenError(OperatorError):
 
 class DialError(OperatorError):
     """A peer could not be connected to."""
+
+
+class SourceError(OperatorError):
+    """The routing node can't be reached, or did not answer as it should."""
 
 
 class DeclinedError(OperatorError):

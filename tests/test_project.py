@@ -28,6 +28,7 @@ ALLOWED: dict[str, set[str]] = {
     "streams": {"errors", "types", "wire"},
     "confirmation": set(),
     "session": {"errors", "types", "wire", "streams", "confirmation"},
+    "channels": {"errors", "types"},
     "store": {"errors", "types"},
     "policy": {"errors", "types"},
     "server": {
