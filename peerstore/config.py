@@ -29,8 +29,10 @@ from peerstore.config_values import (
     Alias,
     Duration,
     FileName,
+    HttpUrl,
     ListenAddress,
     NodeIdText,
+    OptionalFile,
     PublicAddress,
     Room,
     Size,
@@ -43,7 +45,8 @@ from peerstore.types import Network
 SYSTEM_DATA_DIRECTORY = Path("/var/lib/peerstore")
 """Where the systemd unit keeps the data."""
 
-Serve = Literal["anyone", "allowlist"]
+Serve = Literal["anyone", "channels", "allowlist"]
+SourceName = Literal["none", "cln", "lnd", "eclair"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["auto", "console", "json"]
 AtLeastOne = Annotated[int, msgspec.Meta(ge=1, le=1 << 40)]
@@ -90,13 +93,44 @@ class PolicyTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Beats allow; what is stored already is still given back."""
 
 
+class Cln(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """[channels.cln]: Core Lightning's JSON-RPC."""
+
+    socket: OptionalFile = OptionalFile("")
+
+
+class Lnd(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """[channels.lnd]: lnd's REST interface."""
+
+    url: HttpUrl = HttpUrl("https://127.0.0.1:8080")
+    tls_cert: OptionalFile = OptionalFile("")
+    macaroon_file: OptionalFile = OptionalFile("")
+
+
+class Eclair(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """[channels.eclair]: eclair's API."""
+
+    url: HttpUrl = HttpUrl("http://127.0.0.1:8080")
+    password_file: OptionalFile = OptionalFile("")
+
+
+class Channels(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """[channels]: the routing node that knows who has channels."""
+
+    source: SourceName = "none"
+    cln: Cln = Cln()
+    lnd: Lnd = Lnd()
+    eclair: Eclair = Eclair()
+
+
 class RetentionTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """[retention]: what is deleted of itself; times in seconds that the daemon sees pass."""
 
+    after_close_blocks: AtLeastOne = 2016
     after_close_time: Timeout = Timeout("14d")
-    """For the backup of a channel that was seen to close."""
+    """Where no block height is known."""
     inactive_time: Duration = Duration("0")
-    """For peers that are never seen again; 0 keeps them forever."""
+    """For peers without a known channel that are never seen again; 0 keeps them forever."""
 
 
 class Snapshots(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -136,13 +170,14 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     store: Store = Store()
     policy: PolicyTable = PolicyTable()
     limits: Limits = Limits()
+    channels: Channels = Channels()
     retention: RetentionTable = RetentionTable()
     snapshots: Snapshots = Snapshots()
     log: Log = Log()
 
 
-NEEDS_RESTART = ("network", "node_key_file", "listen.addresses", "store.url")
-"""Keys that a running daemon can't change; it follows all others when it reloads."""
+NEEDS_RESTART = ("network", "node_key_file", "listen.addresses", "store.url", "channels.")
+"""How the keys begin that a running daemon can't change; it follows all others when it reloads."""
 
 
 class Setting(NamedTuple):
@@ -228,6 +263,7 @@ def load(
         table[name] = value
         sources[key] = source
     config = msgspec.convert(merged, Config, dec_hook=_decode)
+    _check_together(config, sources)
     return Loaded(config, sources, warnings, None if document is None else file)
 
 
@@ -337,6 +373,28 @@ def _check(key: str, value: object, source: str) -> None:
         else:
             problem = f'expected text in quotes, such as "{_FIELDS[key].default}"'
     raise _error(source, f"{key} = {_shown(value)}: {problem}")
+
+
+def _check_together(config: Config, sources: Mapping[str, str]) -> None:
+    """Raise ConfigError for values that are right each, but not together."""
+    name = config.channels.source
+    if name == "none" and config.policy.serve == "channels":
+        raise _error(
+            sources["policy.serve"],
+            'policy.serve = "channels" needs a routing node that knows them: set channels.source',
+        )
+    for key in _NEEDED.get(name, ()):
+        if not operator.attrgetter(key)(config):
+            raise _error(
+                sources["channels.source"], f'channels.source = "{name}" needs {key}: set it too'
+            )
+
+
+_NEEDED = {
+    "cln": ("channels.cln.socket",),
+    "lnd": ("channels.lnd.tls_cert", "channels.lnd.macaroon_file"),
+    "eclair": ("channels.eclair.password_file",),
+}
 
 
 def _decode(wanted: type[Any], value: object) -> object:

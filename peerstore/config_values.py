@@ -173,6 +173,32 @@ class FileName(str):
         return data_dir / self
 
 
+class OptionalFile(FileName):
+    """The path of a file of another program, absolute or relative to the data directory, or
+    nothing; `~` is the user's home."""
+
+    def __new__(cls, text: str) -> Self:
+        return super().__new__(cls, text) if text else str.__new__(cls, "")
+
+    def path(self, data_dir: Path) -> Path:
+        """The file."""
+        return data_dir / Path(self).expanduser()
+
+
+class HttpUrl(str):
+    """`http://host:port` or `https://host:port`."""
+
+    def __new__(cls, text: str) -> Self:
+        scheme, separator, address = text.rstrip("/").partition("://")
+        if scheme not in ("http", "https") or not separator:
+            raise ValueError('expected a URL such as "https://127.0.0.1:8080"')
+        try:
+            parse_host_port(address)
+        except AddressError as error:
+            raise ValueError(str(error)) from None
+        return super().__new__(cls, text.rstrip("/"))
+
+
 _TAKEN = (".lock", ".mark", ".sock")
 """Endings of files that stand beside the database."""
 

@@ -6,9 +6,10 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
+from peerstore.channels.base import ChannelSource
 from peerstore.config import Config
 from peerstore.datadir import LOCK_NAME
-from peerstore.policy import Policy
+from peerstore.policy import Channels, Policy
 from peerstore.store.base import Quotas, Retention
 from peerstore.types import NodeAddress, NodeId
 
@@ -33,22 +34,47 @@ def uris(config: Config, node_id: NodeId, addresses: list[tuple[str, int]]) -> l
     return [str(NodeAddress(node_id, host, port)) for host, port in dict.fromkeys(shown)]
 
 
-def policy(config: Config, rules: Mapping[NodeId, str]) -> Policy:
-    """Who is served by the configuration and the operator's rules."""
+def policy(config: Config, rules: Mapping[NodeId, str], channels: Channels | None = None) -> Policy:
+    """Who is served by the configuration, the operator's rules, and who has channels."""
     table = config.policy
     return Policy(
         serve=table.serve,
         allow=frozenset(text.node_id for text in table.allow),
         deny=frozenset(text.node_id for text in table.deny),
         rules=rules,
+        channels=channels,
     )
+
+
+def channel_source(config: Config, data_dir: Path) -> ChannelSource | None:
+    """The routing node to ask, None for none; what a source needs is imported only for it."""
+    channels = config.channels
+    if channels.source == "cln":
+        from peerstore.channels.cln import ClnSource
+
+        return ClnSource(channels.cln.socket.path(data_dir), config.network)
+    if channels.source == "lnd":
+        from peerstore.channels.lnd import LndSource
+
+        lnd = channels.lnd
+        return LndSource(
+            lnd.url, lnd.tls_cert.path(data_dir), lnd.macaroon_file.path(data_dir), config.network
+        )
+    if channels.source == "eclair":
+        from peerstore.channels.eclair import EclairSource
+
+        eclair = channels.eclair
+        return EclairSource(eclair.url, eclair.password_file.path(data_dir), config.network)
+    return None
 
 
 def retention(config: Config) -> Retention:
     """What is deleted of itself."""
     table = config.retention
     return Retention(
-        after_close=math.ceil(table.after_close_time), inactive=math.ceil(table.inactive_time)
+        blocks=table.after_close_blocks,
+        after_close=math.ceil(table.after_close_time),
+        inactive=math.ceil(table.inactive_time),
     )
 
 

@@ -18,8 +18,9 @@ from typing import Any
 import structlog
 
 from peerstore import __version__, log
+from peerstore.channels.base import ChannelSource
 from peerstore.config import NEEDS_RESTART, Config, Loaded
-from peerstore.configured import lock_paths, policy, quotas, retention, uris
+from peerstore.configured import channel_source, lock_paths, policy, quotas, retention, uris
 from peerstore.control import ControlServer
 from peerstore.datadir import (
     SOCKET_NAME,
@@ -35,6 +36,7 @@ from peerstore.errors import (
     DialError,
     KeyFileError,
     OperatorError,
+    SourceError,
     StoreError,
 )
 from peerstore.methods import methods
@@ -44,6 +46,7 @@ from peerstore.store.snapshot import snapshot_when_due
 from peerstore.store.sqlite import Clocks, SqliteStore
 from peerstore.transport.secp256k1 import KeyPair
 from peerstore.types import NodeAddress, parse_node_id
+from peerstore.watch import ChannelWatch
 
 REPEAT_SECONDS = 10.0
 """How often at most it is logged that descriptors have run out."""
@@ -53,6 +56,9 @@ STOP_SECONDS = 2.0
 
 DRAIN_SECONDS = 4.0
 """How long the store may take to write what was handed in."""
+
+FIRST_ANSWER_SECONDS = 5.0
+"""How long the start waits for the routing node."""
 
 PRUNE_SECONDS = 3600.0
 """How often retention deletes what is due."""
@@ -101,6 +107,8 @@ class Daemon:
         self.key = key
         self.store = store
         self.server = server
+        self.watch: ChannelWatch | None = None
+        """What keeps up with the routing node, if one is configured."""
         self._loaded = self._started = loaded
         self._read_config = read_config
 
@@ -117,7 +125,9 @@ class Daemon:
             "peers.list": self.peers,
             "peers.connect": self.connect,
             "peers.disconnect": self.disconnect,
-            **methods(self.store, lambda: retention(self.config), self.follow_rules),
+            **methods(
+                self.store, lambda: retention(self.config), self.follow_rules, self.look_at_channels
+            ),
         }
 
     async def info(self) -> dict[str, Any]:
@@ -127,6 +137,7 @@ class Daemon:
             "version": __version__,
             "connections": len(self.server.connections),
             "events": dict(self.server.events),
+            "channel_source": None if self.watch is None else self.watch.describe(),
         }
 
     async def peers(self) -> dict[str, Any]:
@@ -152,7 +163,21 @@ class Daemon:
 
     async def follow_rules(self) -> None:
         """Take up the operator's rules from the database."""
-        self.server.set_policy(policy(self.config, await self.store.reader.rules()))
+        rules = await self.store.reader.rules()
+        self.server.set_policy(policy(self.config, rules, self.watch))
+
+    async def look_at_channels(self) -> None:
+        """Ask the routing node, if there is one, before something is deleted.
+
+        Raises SourceError while it can't be trusted.
+        """
+        if self.watch is not None:
+            await self.watch.look()
+            if self.watch.error:
+                raise SourceError(
+                    "nothing is deleted while the routing node can't be trusted:"
+                    f" {self.watch.error}"
+                )
 
     async def reload(self) -> dict[str, Any]:
         """Read the configuration again and follow it, but for what needs a restart.
@@ -166,7 +191,7 @@ class Daemon:
             s.key
             for s in loaded.settings()
             # What needs a restart is in force as it was at the start, however often this is asked.
-            if s.value != (started if s.key in NEEDS_RESTART else before)[s.key]
+            if s.value != (started if s.key.startswith(NEEDS_RESTART) else before)[s.key]
         ]
         for warning in loaded.warnings:
             _log.warning("config_warning", text=warning)
@@ -176,7 +201,7 @@ class Daemon:
         self.server.set_limits(_limits(self.config))
         self.store.quotas = quotas(self.config)
         await self.follow_rules()
-        restart = [key for key in changed if key in NEEDS_RESTART]
+        restart = [key for key in changed if key.startswith(NEEDS_RESTART)]
         _log.info("reloaded", changed=changed, needs_restart=restart)
         return {"changed": changed, "needs_restart": restart}
 
@@ -211,6 +236,7 @@ async def running(
             network=config.network,
             clocks=Clocks(time.time, time.monotonic),
             quotas=quotas(config),
+            aging=config.channels.source == "none",
         )
         stack.push_async_callback(store.close)
         server = PeerServer(
@@ -222,6 +248,9 @@ async def running(
         )
         daemon = Daemon(loaded, read_config, key, store, server)
         stack.push_async_callback(_stop, server, store)
+        source = channel_source(config, data_dir)
+        if source is not None:
+            await _watch(daemon, source, stack)
         await server.listen((address.host, address.port) for address in config.listen.addresses)
         control = ControlServer(data_dir / SOCKET_NAME, daemon.methods())
         stack.callback(control.close)
@@ -329,14 +358,41 @@ async def _snapshots(daemon: Daemon, data_dir: Path) -> None:
         await asyncio.sleep(min(snapshots.every or math.inf, SNAPSHOT_CHECK_SECONDS))
 
 
+async def _watch(daemon: Daemon, source: ChannelSource, stack: contextlib.AsyncExitStack) -> None:
+    """Keep up with the routing node until the stack is left.
+
+    It is waited for, but not for long: peers are served by what was known.
+    """
+    watch = daemon.watch = ChannelWatch(
+        source,
+        daemon.store,
+        await daemon.store.reader.node_channels(),
+        (await daemon.store.reader.meta()).moment.height,
+        blocks=lambda: daemon.config.retention.after_close_blocks,
+        changed=daemon.server.follow_policy,
+    )
+    await daemon.follow_rules()
+    task = asyncio.create_task(watch.run(), name="channels")
+    stack.push_async_callback(_ended, task)
+    await watch.first_look(FIRST_ANSWER_SECONDS)
+
+
+async def _ended(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait((task,))
+
+
 async def _prune(daemon: Daemon) -> None:
     """Have retention delete what is due, regularly; what goes wrong is logged."""
     while True:
         await asyncio.sleep(PRUNE_SECONDS)
         try:
+            await daemon.look_at_channels()
             await daemon.store.prune(retention(daemon.config))
         except Exception as error:  # tried again in an hour, whatever it was
-            _log.error("prune_failed", error=str(error), exc_info=not isinstance(error, StoreError))
+            _log.error(
+                "prune_failed", error=str(error), exc_info=not isinstance(error, OperatorError)
+            )
 
 
 async def _in_daemon_thread(work: Callable[[], Path | None]) -> Path | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from peerstore.store.base import Alarm, ChannelRow, Due, Peer, Refusal, Version
+from peerstore.store.base import Alarm, ChannelRow, Due, Peer, Refusal, Retention, Version
 from peerstore.types import Slot
 from peerstore.wire import features
 
@@ -96,23 +96,40 @@ def refusal_document(refusal: Refusal) -> dict[str, Any]:
     }
 
 
-def channel_document(channel: ChannelRow, due_in: int | None) -> dict[str, Any]:
-    """A channel with a backup, what its messages have said, and when its backup goes.
+def channel_document(channel: ChannelRow, retention: Retention) -> dict[str, Any]:
+    """A channel, what the routing node and its own messages have said, and when its backup goes.
 
-    `due_in` is in seconds that the daemon sees pass, None for never.
+    `peer_deleted_in_…` is for what else the peer has stored. Either is in blocks or, where no
+    height is known, in seconds that age things; both null: never, as things are.
     """
     state = channel.state
-    told = "unknown" if state is None else "closed" if state.closed else "open"
+    blocks, seconds = retention.left(channel.passed)
+    peer_blocks, peer_seconds = retention.left(channel.peer_passed)
     return {
         "node_id": channel.slot.node_id.hex(),
         "channel_id": channel.slot.channel_id.hex(),
-        "state": "closing" if told == "open" and state and state.shutdown else told,
+        "state": _channel_state(channel),
+        "known_to_routing_node": bool(channel.node_says),
+        "has_backup": channel.has_backup,
         "commitments": state and state.commitments,
         "revocations": state and state.revocations,
         "seen_whole": state and state.whole,
+        "closed_height": channel.closed_height,
         "closed_at": _iso_or_none(channel.closed_at),
-        "deleted_in_seconds": due_in,
+        "deleted_in_blocks": blocks,
+        "deleted_in_seconds": seconds,
+        "peer_deleted_in_blocks": peer_blocks,
+        "peer_deleted_in_seconds": peer_seconds,
     }
+
+
+def _channel_state(channel: ChannelRow) -> str:
+    if channel.node_says:
+        return channel.node_says
+    state = channel.state
+    if state is None:
+        return "unknown"
+    return "closed" if state.closed else "closing" if state.shutdown else "open"
 
 
 Live = dict[str, dict[str, Any]] | None

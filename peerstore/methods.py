@@ -32,17 +32,19 @@ def _flag(value: object) -> bool:
 
 
 async def _nothing() -> None:
-    """Nobody has to be told of a rule."""
+    """Nobody has to be told, or asked."""
 
 
 def methods(
     store: SqliteStore,
     retention: Callable[[], Retention] = Retention,
     rules_changed: Callable[[], Awaitable[None]] = _nothing,
+    look: Callable[[], Awaitable[None]] = _nothing,
 ) -> Mapping[str, Callable[..., Awaitable[Any]]]:
     """The methods that need the store alone, each named `noun.verb`.
 
-    `retention` is asked each time; `rules_changed` is called after a rule about a peer.
+    `retention` is asked each time; `rules_changed` is called after a rule about a peer; `look`
+    before a prune, to ask the routing node.
     """
 
     async def pin(node_id: str, kind: str, channel_id: str, revision: int) -> None:
@@ -65,6 +67,7 @@ def methods(
         await store.run(operations.delete(parse_slot(node_id, kind, channel_id), _count(revision)))
 
     async def prune(dry_run: bool = False) -> dict[str, Any]:
+        await look()
         due = await store.prune(retention(), dry_run=_flag(dry_run))
         return {"items": [due_document(each) for each in due]}
 

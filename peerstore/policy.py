@@ -1,16 +1,41 @@
-"""Who is served: the configuration's lists, and the operator's rules beside them; pure."""
+"""Who is served: by the configuration's lists, the operator's rules beside them, and channels."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from peerstore.types import NodeId
 
 
+class Channels(Protocol):
+    """Who has channels with the routing node."""
+
+    @property
+    def answered(self) -> bool:
+        """Whether the routing node has said so since the start, and could be trusted."""
+
+    def within(self, node_id: NodeId) -> bool:
+        """Whether a peer has a channel, pending ones too, or had one until not long ago."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Why no update of a peer is taken, "" when they are, and whether it is offered storage."""
+
+    refusal: str = ""
+    offered: bool = True
+
+
+SERVED = Decision()
+
+
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """Whose updates are taken; deny beats allow, and both beat `serve`, anyone or allowlist.
+    """Whose updates are taken; deny beats allow, and both beat `serve`.
+
+    `serve` is anyone, channels (those of `channels`) or allowlist (nobody else).
 
     `rules` are the operator's, kept in the database: node id to "allow" or "deny". What is already
     stored for a peer is given back to it whatever the policy says.
@@ -20,15 +45,29 @@ class Policy:
     allow: frozenset[NodeId] = frozenset()
     deny: frozenset[NodeId] = frozenset()
     rules: Mapping[NodeId, str] = field(default_factory=dict)
+    channels: Channels | None = None
 
-    def refusal(self, node_id: NodeId) -> str:
-        """Why a peer is not served, "" when it is; said to the peer, so without particulars."""
+    def decide(self, node_id: NodeId, *, known: bool) -> Decision:
+        """Whether a peer is served; `known` is whether something is stored for it.
+
+        A refusal is said to the peer, so it tells no particulars.
+        """
         rule = self.rules.get(node_id)
         if node_id in self.deny or rule == "deny":
-            return "this node does not keep backups for you"
+            return Decision("this node does not keep backups for you", offered=False)
         if self.serve == "anyone" or node_id in self.allow or rule == "allow":
-            return ""
-        return "this node keeps backups only for peers that its operator has allowed"
+            return SERVED
+        if self.serve == "allowlist":
+            text = "this node keeps backups only for peers that its operator has allowed"
+            return Decision(text, offered=False)
+        if self.channels is not None and self.channels.within(node_id):
+            return SERVED
+        if self.channels is not None and self.channels.answered:
+            text = "this node keeps backups only for peers that it has a channel with"
+            return Decision(text, offered=False)
+        # Nobody with a backup loses service because the routing node is down. Who has none is
+        # offered storage all the same: only who tries is told to try again.
+        return SERVED if known else Decision("who has channels is not known yet: try again later")
 
 
 EVERYONE = Policy()

@@ -31,7 +31,7 @@ from peerstore.errors import (
     StoreError,
     TransportError,
 )
-from peerstore.policy import EVERYONE, Policy
+from peerstore.policy import EVERYONE, Decision, Policy
 from peerstore.session import (
     UPDATE_REFUSED,
     Action,
@@ -56,7 +56,7 @@ from peerstore.types import (
     Slot,
     format_host_port,
 )
-from peerstore.wire.features import encode_features
+from peerstore.wire.features import OURS, OURS_WITHOUT_STORAGE, encode_features
 from peerstore.wire.messages import address_descriptor
 
 READ_BUFFER = 128 << 10
@@ -182,6 +182,10 @@ class PeerServer:
     def set_policy(self, policy: Policy) -> None:
         """Serve by another policy from now on, also who is connected."""
         self.policy = policy
+        self.follow_policy()
+
+    def follow_policy(self) -> None:
+        """Serve who is connected by what the policy says now."""
         for connection in self.connections:
             connection.follow_policy()
 
@@ -395,8 +399,11 @@ class PeerConnection(asyncio.BufferedProtocol):
 
     def follow_policy(self) -> None:
         """Take updates or refuse them as the policy has it now."""
-        if self._session is not None and self.node_id is not None:
-            self._session.refusal = self._server.policy.refusal(self.node_id)
+        if self._session is not None and self._lease is not None:
+            self._session.refusal = self._decision(self._lease).refusal
+
+    def _decision(self, lease: Lease) -> Decision:
+        return self._server.policy.decide(lease.node_id, known=any(True for _ in lease.slots))
 
     def describe(self) -> dict[str, Any]:
         """The connection as the control socket shows it; times in seconds."""
@@ -513,12 +520,14 @@ class PeerConnection(asyncio.BufferedProtocol):
             lease.close()
             return
         self._lease = lease
+        decision = self._decision(lease)
         self._session = Session(
             chain_hash=self._server.network.chain_hash,
             now=self._server.loop.time(),
             remote_addr=self._remote_addr(),
             stored=stored_of(lease),
-            refusal=self._server.policy.refusal(node_id),
+            offered=OURS if decision.offered else OURS_WITHOUT_STORAGE,
+            refusal=decision.refusal,
             initiator=self._remote is not None,
             timeouts=self._server.limits.session,
         )

@@ -165,10 +165,10 @@ class Session:
     """See the module's docstring.
 
     `offered` is our feature vector, `chain_hash` our one chain, `remote_addr` the address
-    descriptor to echo to the peer or None, `stored` what the peer has here. With a `refusal` the
-    peer is not served: it gets back what it has here, but is not offered storage. `initiator` says
-    that we have dialed: then our `init` never waits. Times are seconds on any clock that never goes
-    back.
+    descriptor to echo to the peer or None, `stored` what the peer has here. With a `refusal` no
+    update of it is taken; what it has here it gets back all the same, whatever is offered.
+    `initiator` says that we have dialed: then our `init` never waits. Times are seconds on any
+    clock that never goes back.
     """
 
     __slots__ = (
@@ -212,7 +212,7 @@ class Session:
         """The peer's features as far as they have a name, once its `init` has come."""
         self.refusal = refusal
         """Why no update of the peer is taken, "" when they are; may change at any time."""
-        self._offered = offered & ~(3 << features.OPTION_PROVIDE_STORAGE) if refusal else offered
+        self._offered = offered
         self._chain_hash = chain_hash
         self._remote_addr = remote_addr
         self._timeouts = timeouts

@@ -208,7 +208,7 @@ def test_every_column_that_says_something_of_a_channel_is_altered(tmp_path: Path
             database.executescript(sql)
         columns = {row[1] for row in database.execute("PRAGMA table_info(channel)")}
     altered = {column for column, _ in (KEY_FLIPS | FLIPS).values()}
-    assert columns - altered == {"closed", "closed_at"}
+    assert columns - altered == {"closed", "closed_at", "closed_height"}
 
 
 @pytest.mark.parametrize("flip", FLIPS.values(), ids=FLIPS)

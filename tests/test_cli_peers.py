@@ -132,7 +132,7 @@ def grow_old(database: Path) -> None:
     now, seen = int(time.time()) - SLACK, 100 * DAY
     with closing(sqlite3.connect(database)) as connection, connection:
         run = connection.execute
-        run("UPDATE meta SET seen = ?", (seen,))
+        run("UPDATE meta SET seen = ?, aged = ?", (seen, seen))
         run("UPDATE hold SET until = ?", (seen + DAY,))
         run("UPDATE alarm SET raised_at = ?, last_at = ?", (now - 3 * DAY, now - 3 * DAY))
         run("UPDATE refusal SET first_at = :at, last_at = :at", {"at": now - 30 * DAY})
@@ -146,6 +146,7 @@ def grow_old(database: Path) -> None:
             run(
                 "UPDATE backup SET stored_at = ?, last_seen_at = ? WHERE node_id = ?", (at, at, key)
             )
+        run("UPDATE peer SET last_aged = last_seen")
         run(
             "UPDATE channel SET closed = ?, closed_at = ? WHERE closed IS NOT NULL",
             (seen - 15 * DAY, now - 15 * DAY),

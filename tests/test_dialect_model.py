@@ -183,10 +183,10 @@ async def carry_out(session: Session, lease: Lease, actions: Sequence[Action]) -
         if isinstance(action, Send):
             sent.append(decode_message(action.message))
         elif isinstance(action, Store):
-            slot = Slot(lease.node_id, action.kind, action.channel_id)  # type: ignore[attr-defined]
+            slot = Slot(lease.node_id, action.kind, action.channel_id)
             lease.put(action.sequence, slot, action.blob, action.channel)
         elif isinstance(action, Retrieve):
-            slot = Slot(lease.node_id, action.kind, action.channel_id)  # type: ignore[attr-defined]
+            slot = Slot(lease.node_id, action.kind, action.channel_id)
             backup = await lease.read(slot)
             queue += session.retrieved(None if backup is None else backup.blob)
         elif isinstance(action, Forgo):

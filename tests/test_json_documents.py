@@ -71,7 +71,7 @@ OF_A_CHANNEL = {
 CHANGED = {**SLOT, "done": bool}
 ALARM = {
     "number": int,
-    "kind": Text("shrink|damaged|behind"),
+    "kind": Text("shrink|damaged|behind|source"),
     "text": str,
     "node_id": optional(ID),
     "backup_kind": optional(KIND),
@@ -87,11 +87,17 @@ CHANNEL = {
     "node_id": ID,
     "channel_id": CHANNEL_ID,
     "state": Text("open|closing|closed|unknown"),
-    "commitments": int,
-    "revocations": int,
-    "seen_whole": bool,
+    "known_to_routing_node": bool,
+    "has_backup": bool,
+    "commitments": optional(int),
+    "revocations": optional(int),
+    "seen_whole": optional(bool),
+    "closed_height": optional(int),
     "closed_at": optional(TIME),
+    "deleted_in_blocks": optional(int),
     "deleted_in_seconds": optional(int),
+    "peer_deleted_in_blocks": optional(int),
+    "peer_deleted_in_seconds": optional(int),
 }
 PEER = {
     "node_id": ID,
@@ -119,6 +125,14 @@ STORY = {
     "refusals": [{"reason": str, "count": int, "first_at": TIME, "last_at": TIME}],
     "alarms": [ALARM],
 }
+SOURCE = {
+    "node_id": optional(ID),
+    "trusted": bool,
+    "error": optional(str),
+    "height": optional(int),
+    "channels": int,
+    "open": int,
+}
 INFO = {
     "well": bool,
     "problems": [str],
@@ -131,6 +145,7 @@ INFO = {
     "running": bool,
     "connections": optional(int),
     "events": optional(dict),
+    "channel_source": optional(SOURCE),
     "peers": int,
     "backups": int,
     "versions": int,

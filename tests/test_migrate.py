@@ -19,6 +19,7 @@ from peerstore.store.base import Counts, Quotas
 from peerstore.store.migrate import APPLICATION_ID, migrations
 from peerstore.store.reader import SqliteReader
 from peerstore.store.sqlite import Clocks, SqliteStore
+from peerstore.store.times import Moment
 from peerstore.types import BackupKind, Network, NodeId, Slot
 from tests.helpers import key_pair
 
@@ -159,8 +160,9 @@ async def test_a_new_database_has_the_newest_version_and_knows_its_owner(path: P
         async with await SqliteReader.open(path) as reader:
             meta = await reader.meta()
     assert len(meta.epoch) == 16
+    nothing = Counts(0, 0, 0, versions=0)
     assert meta == reader_module.Meta(
-        NODE_ID, Network.REGTEST, len(migrations()), 0, meta.epoch, 0, Counts(0, 0, 0, versions=0)
+        NODE_ID, Network.REGTEST, len(migrations()), 0, meta.epoch, Moment(0, 0), nothing
     )
     assert ask(path, "PRAGMA user_version") == len(migrations())
     assert ask(path, "PRAGMA application_id") == APPLICATION_ID

@@ -36,6 +36,7 @@ from peerstore.store.migrate import migrations
 from peerstore.store.reader import PAGE, PEER_ORDERS, VERSION_ORDERS, SqliteReader
 from peerstore.store.snapshot import verify
 from peerstore.store.sqlite import FLUSH_SECONDS, SqliteStore
+from peerstore.store.times import Moment
 from peerstore.types import BackupKind, ChannelState, NodeId, Slot
 from tests.store_contract import (
     ALICE,
@@ -861,8 +862,10 @@ async def test_a_closed_channel_goes_at_its_time_and_nothing_else(
     await close_channel(store)
     backend.clock.advance(DAY - 1)
     assert await pruned(store, CLOSE) == []
-    (channel, _) = [row async for row in store.reader.channels()]
-    assert (CLOSE.due_in(channel), CLOSE.due_in(_)) == (1, None)
+    await store.save_visits()
+    found = [row async for row in store.reader.channels(CLOSE)]
+    assert [CLOSE.left(row.passed) for row in found] == [(None, 1), (None, None)]
+    assert [row.peer_passed for row in found] == [None, None]
     backend.clock.advance(1)
     assert await pruned(store, NEVER) == []
     assert await pruned(store, CLOSE) == [ALICES_CHANNEL]
@@ -1139,7 +1142,7 @@ async def test_a_deletion_that_fails_says_so_and_changes_nothing(
 SLOTS = [*slots_of(ALICE), *slots_of(BOB)]
 OPENED = ChannelState(1)
 RETENTIONS = [
-    Retention(after_close, inactive)
+    Retention(after_close=after_close, inactive=inactive)
     for after_close in (1, HOUR, 14 * DAY)
     for inactive in (0, 1, DAY, 30 * DAY)
 ]
@@ -1599,9 +1602,9 @@ async def test_channels_are_listed_by_peer(
     for slot in reversed(wanted):
         await push(store, b"channel", slot=slot)
     monkeypatch.setattr(reader_module, "PAGE", 3)
-    assert [row.slot async for row in store.reader.channels()] == wanted
-    assert [row.slot async for row in store.reader.channels(BOB)] == wanted[2:]
-    assert [row async for row in store.reader.channels(NOBODY)] == []
+    assert [row.slot async for row in store.reader.channels(CLOSE)] == wanted
+    assert [row.slot async for row in store.reader.channels(CLOSE, BOB)] == wanted[2:]
+    assert [row async for row in store.reader.channels(CLOSE, NOBODY)] == []
 
 
 @pytest.mark.parametrize("order", ["node_id", "bytes"])
@@ -1681,11 +1684,14 @@ async def test_a_strange_row_breaks_no_list(backend: SqliteBackend, sql: str) ->
                 version_document(version) async for version in reader.versions(order=version_order)
             ]
             assert [d["node_id"] for d in documents].count(ALICE.hex()) == 4
-        channels = [channel_document(row, None) async for row in reader.channels()]
+        channels = [channel_document(row, CLOSE) async for row in reader.channels(CLOSE)]
         assert [document["node_id"] for document in channels].count(ALICE.hex()) == 2
         assert await reader.rules() is not None
         assert await reader.refusals(BOB) == []
-        assert await reader.next_due(CLOSE, 10**6, Place()) == ([], None)
+        place: Place | None = Place()
+        while place is not None:
+            due, place = await reader.next_due(CLOSE, Moment(10**6, 10**6), place)
+            assert due == []
 
 
 @pytest.mark.parametrize("sql", STRANGE.values(), ids=STRANGE)

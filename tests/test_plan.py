@@ -1152,7 +1152,7 @@ async def test_the_time_that_was_seen_goes_on_after_a_restart(
     backend.clock.monotonic = 61.0
     assert store.seen == 560
     await push(store, b"two")
-    assert (await store.reader.meta()).seen == 560
+    assert (await store.reader.meta()).moment.seen == 560
 
 
 # The commit mark

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import pytest
 
 from peerstore.methods import methods
-from peerstore.policy import EVERYONE, Policy
+from peerstore.policy import EVERYONE, SERVED, Decision, Policy
 from peerstore.session import UPDATE_REFUSED, Send, Session, Store, Stored
 from peerstore.types import BackupKind, NodeId
 from peerstore.wire import features
@@ -63,7 +63,7 @@ from tests.test_streams import (
 
 ME, OTHER = key_pair(0x51).node_id, key_pair(0x52).node_id
 REFUSAL = "not today"
-NOT_OFFERED = features.OURS & ~(3 << features.OPTION_PROVIDE_STORAGE)
+NOT_OFFERED = features.OURS_WITHOUT_STORAGE
 
 
 # Policy
@@ -81,9 +81,19 @@ class Case(NamedTuple):
 CASES = [
     Case(*case)
     for case in itertools.product(
-        ("anyone", "allowlist"), (False, True), (False, True), ("", "allow", "deny")
+        ("anyone", "channels", "allowlist"), (False, True), (False, True), ("", "allow", "deny")
     )
 ]
+
+
+class WhoHas(NamedTuple):
+    """Who has channels."""
+
+    answered: bool
+    members: tuple[NodeId, ...] = (ME,)
+
+    def within(self, node_id: NodeId) -> bool:
+        return node_id in self.members
 
 
 def policy_of(case: Case, node_id: NodeId = ME) -> Policy:
@@ -92,6 +102,7 @@ def policy_of(case: Case, node_id: NodeId = ME) -> Policy:
         allow=frozenset({node_id} if case.allowed else ()),
         deny=frozenset({node_id} if case.denied else ()),
         rules={node_id: case.rule} if case.rule else {},
+        channels=WhoHas(answered=True, members=()),
     )
 
 
@@ -100,18 +111,43 @@ def test_deny_beats_allow_and_both_beat_the_mode(case: Case) -> None:
     served = not (case.denied or case.rule == "deny") and (
         case.serve == "anyone" or case.allowed or case.rule == "allow"
     )
-    refusal = policy_of(case).refusal(ME)
-    assert (refusal == "") is served
+    decision = policy_of(case).decide(ME, known=False)
+    assert (decision == SERVED) is served
+    assert decision.offered is served
     # It goes into a warning.
-    assert refusal.isprintable()
-    assert ME.hex() not in refusal
+    assert decision.refusal.isprintable()
+    assert ME.hex() not in decision.refusal
     # Of others nothing is said by that.
-    assert (policy_of(case, OTHER).refusal(ME) == "") is (case.serve == "anyone")
+    assert (policy_of(case, OTHER).decide(ME, known=False) == SERVED) is (case.serve == "anyone")
 
 
 def test_everyone_is_served_without_a_policy() -> None:
     assert Policy() == EVERYONE
-    assert EVERYONE.refusal(ME) == ""
+    assert EVERYONE.decide(ME, known=False) == SERVED == Decision(refusal="", offered=True)
+
+
+def test_who_has_a_channel_is_served_where_channels_count() -> None:
+    with_channel, stranger = WhoHas(answered=True), WhoHas(answered=True, members=())
+    assert Policy("channels", channels=with_channel).decide(ME, known=False) == SERVED
+    for known in (False, True):
+        decision = Policy("channels", channels=stranger).decide(ME, known=known)
+        assert "a channel with" in decision.refusal
+        assert not decision.offered
+    assert Policy("allowlist", channels=with_channel).decide(ME, known=True) != SERVED
+
+
+@pytest.mark.parametrize("channels", [None, WhoHas(answered=False, members=())])
+def test_before_the_routing_node_has_answered_only_strangers_are_told_to_try_again(
+    channels: WhoHas | None,
+) -> None:
+    policy = Policy("channels", channels=channels)
+    assert policy.decide(ME, known=True) == SERVED
+    decision = policy.decide(ME, known=False)
+    assert "try again later" in decision.refusal
+    assert decision.offered
+    # Who is remembered to have a channel is no stranger.
+    known = WhoHas(answered=False)
+    assert Policy("channels", channels=known).decide(ME, known=False) == SERVED
 
 
 # A session of a peer that is not served
@@ -129,7 +165,9 @@ each_kind = pytest.mark.parametrize("update", UPDATES, ids=[kind.label for kind 
 
 def refused_session(stored: Stored = NOTHING, bits: tuple[int, ...] = (41,)) -> Session:
     """A session of a peer that is not served, ready for its messages."""
-    session = Session(chain_hash=CHAIN, now=0.0, stored=stored, refusal=REFUSAL)
+    session = Session(
+        chain_hash=CHAIN, now=0.0, offered=NOT_OFFERED, stored=stored, refusal=REFUSAL
+    )
     actions = [*session.start(), *session.receive(init_message(*bits), 0.0)]
     replay(session, actions, BLOBS)
     assert session.ready
@@ -147,14 +185,18 @@ def served_session(stored: Stored = NOTHING) -> Session:
 
 @pytest.mark.parametrize("initiator", [True, False])
 def test_storage_is_not_offered_to_who_is_not_served(initiator: bool) -> None:
-    session = Session(chain_hash=CHAIN, now=0.0, refusal=REFUSAL, initiator=initiator)
+    session = Session(
+        chain_hash=CHAIN, now=0.0, offered=NOT_OFFERED, refusal=REFUSAL, initiator=initiator
+    )
     assert session.start() == [Send(Init(NOT_OFFERED, (CHAIN,)).encode())]
     assert not features.offers(NOT_OFFERED, features.OPTION_PROVIDE_STORAGE)
-    assert NOT_OFFERED | features.OURS == features.OURS
+    assert features.OURS ^ NOT_OFFERED == 1 << 43
 
 
 def test_what_is_stored_is_given_back_to_who_is_not_served() -> None:
-    session = Session(chain_hash=CHAIN, now=0.0, stored=ALL_STORED, refusal=REFUSAL)
+    session = Session(
+        chain_hash=CHAIN, now=0.0, offered=NOT_OFFERED, stored=ALL_STORED, refusal=REFUSAL
+    )
     assert session.start() == ()
     our_init, storage, reestablish = replay(session, session.receive(init_message(41), 0.0), BLOBS)
     assert our_init == Init(NOT_OFFERED, (CHAIN,), b"node")

@@ -29,8 +29,10 @@ ALLOWED: dict[str, set[str]] = {
     "confirmation": set(),
     "session": {"errors", "types", "wire", "streams", "confirmation"},
     "channels": {"errors", "types"},
-    "store": {"errors", "types"},
-    "policy": {"errors", "types"},
+    "retention": {"types", "channels"},
+    "store": {"errors", "types", "channels"},
+    "policy": {"types"},
+    "watch": {"errors", "types", "channels", "retention", "store"},
     "server": {
         *("errors", "types", "wire", "transport", "connection", "session", "store", "policy"),
     },
@@ -40,7 +42,7 @@ ALLOWED: dict[str, set[str]] = {
     "control": {"errors"},
     "datadir": {"errors", "transport"},
     "log": set(),
-    "configured": {"types", "config", "datadir", "policy", "store"},
+    "configured": {"types", "channels", "config", "datadir", "policy", "store"},
     "documents": {"types", "store", "wire"},
     "methods": {"errors", "types", "store", "documents"},
 }

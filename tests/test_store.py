@@ -61,13 +61,14 @@ class SqliteBackend:
         self.path = directory / "peerstore.db"
         self._opened: list[SqliteStore] = []
 
-    async def open(self) -> SqliteStore:
+    async def open(self, *, aging: bool = True) -> SqliteStore:
         store = await SqliteStore.open(
             self.path,
             node_id=NODE_ID,
             network=Network.REGTEST,
             clocks=Clocks(wall=self.clock, monotonic=lambda: self.clock.monotonic),
             quotas=self.quotas,
+            aging=aging,
         )
         self._opened.append(store)
         return store

@@ -287,6 +287,7 @@ async def _change_here(app: App, method: str, parameters: dict[str, Any]) -> Any
         network=meta.network,
         clocks=Clocks(time.time, time.monotonic),
         quotas=quotas(app.loaded.config),
+        aging=app.loaded.config.channels.source == "none",
     )
     try:
         config = app.loaded.config

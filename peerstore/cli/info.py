@@ -55,6 +55,8 @@ async def _gather(app: App) -> dict[str, Any]:
         "connections": live.get("connections"),
         # What was told of peers since the start, by event: refusals, warnings, dropped backups.
         "events": live.get("events"),
+        # What the routing node says, and whether that can be trusted; null where none is asked.
+        "channel_source": live.get("channel_source"),
         "peers": meta.counts.peers,
         "backups": meta.counts.backups,
         "versions": meta.counts.versions,
@@ -75,6 +77,9 @@ def _problems(found: dict[str, Any], *, floor: int) -> list[str]:
         problems.append("the daemon does not run: `peerstore run`")
     elif found["connections"] is None:
         problems.append("the daemon's control socket does not answer: see its log")
+    source = found["channel_source"]
+    if source is not None and not source["trusted"]:
+        problems.append(f"the routing node can't be trusted, nothing ages: {source['error']}")
     if found["alarms"]:
         alarms = len(found["alarms"])
         stand = "stands" if alarms == 1 else "stand"
@@ -100,6 +105,7 @@ def _words(found: dict[str, Any]) -> str:
     else:
         state = f"running, {counted(found['connections'], 'connection')}"
     events = found["events"] or {}
+    source = found["channel_source"]
     well = "All is well." if found["well"] else f"Not well: {'; '.join(found['problems'])}."
     lines = [
         ("State", state),
@@ -113,8 +119,17 @@ def _words(found: dict[str, Any]) -> str:
             f"{counted(found['backups'], 'backup')} of {counted(found['peers'], 'peer')},"
             f" {size(found['bytes'])} with kept versions, of at most {size(found['max_bytes'])}",
         ),
+        *([("Channels", _source_words(source))] if source else []),
         ("Directory", f"{found['data_dir']}, {size(found['disk_free'])} free"),
         *(("ALARM", f"{a['number']} ({a['kind']}): {a['text']}") for a in found["alarms"]),
         *(("Event", f"{name}: {n} since the start") for name, n in sorted(events.items())),
     ]
     return f"{wrapped(well)}\n\n{facts(lines)}"
+
+
+def _source_words(source: dict[str, Any]) -> str:
+    height = "no height yet" if source["height"] is None else f"height {source['height']}"
+    return (
+        f"{source['open']} open of {source['channels']} known, {height},"
+        f" routing node {source['node_id'] or 'not known yet'}"
+    )

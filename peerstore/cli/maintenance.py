@@ -11,7 +11,7 @@ from pathlib import Path
 
 import click
 
-from peerstore.cli.common import App, change, json_option, pass_app, size
+from peerstore.cli.common import App, ask, change, json_option, pass_app, size
 from peerstore.cli.output import Column, Row, show_list
 from peerstore.errors import KeyFileError, StoreError
 
@@ -23,11 +23,14 @@ from peerstore.errors import KeyFileError, StoreError
 def prune(app: App, dry_run: bool) -> None:
     """Delete what `retention` says is kept no longer; the daemon does so once an hour.
 
-    What an operator has pinned or holds stays, and so do the backups of who is connected.
+    What an operator has pinned or holds stays, and so do the backups of who is connected. Beside a
+    routing node this needs the daemon, and while that node can't be trusted nothing is deleted.
     """
     import asyncio
 
-    items = change(app, "backups.prune", dry_run=dry_run)["items"]
+    # What is due depends on what the routing node says, and only the daemon asks it.
+    asked = app.loaded.config.channels.source != "none"
+    items = (ask if asked else change)(app, "backups.prune", dry_run=dry_run)["items"]
 
     async def rows() -> AsyncGenerator[Row]:
         for item in items:

@@ -235,6 +235,7 @@ async def _story(app: App, text: str) -> dict[str, Any]:
         stranger_document,
         version_document,
     )
+    from peerstore.retention import Members, Remembered
     from peerstore.store.reader import SqliteReader
     from peerstore.wire import features
 
@@ -248,8 +249,7 @@ async def _story(app: App, text: str) -> dict[str, Any]:
         versions = [version async for version in reader.versions(node_id)]
         keep = retention(config)
         channels = [
-            channel_document(channel, keep.due_in(channel))
-            async for channel in reader.channels(node_id)
+            channel_document(channel, keep) async for channel in reader.channels(keep, node_id)
         ]
         alarms = [
             alarm_document(alarm)
@@ -257,12 +257,15 @@ async def _story(app: App, text: str) -> dict[str, Any]:
             if alarm.slot is not None and alarm.slot.node_id == node_id
         ]
         refusals = [refusal_document(refusal) for refusal in await reader.refusals(node_id)]
+        height = (await reader.meta()).moment.height
+        members = Members(await reader.node_channels(node_id))
+    remembered = Remembered(members, height, keep.blocks)
     if found:
         document = peer_document(found[0], live)
     else:
         document = stranger_document(node_id.hex(), rules.get(node_id, ""), live)
     connection = (live or {}).get(node_id.hex())
-    refusal = policy(config, rules).refusal(node_id)
+    refusal = policy(config, rules, remembered).decide(node_id, known=bool(found)).refusal
     field = bytes.fromhex(connection["features"]) if connection else b""
     bits = features.decode_features(field or (found[0].features if found else b""))
     return {

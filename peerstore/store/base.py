@@ -61,8 +61,9 @@ class Version:
 class Alarm:
     """Something that the operator has to know; it stays until acknowledged.
 
-    `kind` is shrink (the mark of data loss), damaged (a blob does not match its digest) or behind
-    (the database is older than its commit mark). Times are Unix seconds.
+    `kind` is shrink (the mark of data loss), damaged (a blob does not match its digest), behind
+    (the database is older than its commit mark) or source (another routing node than before).
+    Times are Unix seconds.
     """
 
     number: int
@@ -110,17 +111,35 @@ class Peer:
 
 
 @dataclass(frozen=True, slots=True)
-class ChannelRow:
-    """A channel with a backup, and what its messages have said; None where that is damaged.
+class Passed:
+    """What has passed since a closing and since the peer's last visit, whichever is later.
 
-    `closed_at` is when they were seen to close it, in Unix seconds; `closed_for` how many seconds
-    the daemon has seen pass since that and since the peer's last visit, whichever is later.
+    In blocks where a height is known for both; else in seconds that have aged things.
+    """
+
+    blocks: int | None
+    seconds: int
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelRow:
+    """A channel that has a backup here, or that the routing node has named.
+
+    `state` is what its messages have said, None where there is no backup or that is damaged;
+    `node_says` "open", "closed" or "" where the routing node says nothing. The closing, as the node
+    says or else the messages, was at `closed_height`, None where no height was known, and
+    `closed_at` in Unix seconds. `passed` is what has passed since then, None where nothing counts;
+    `peer_passed` the same for all channels of the peer, where it has something else stored.
     """
 
     slot: Slot
+    has_backup: bool
     state: ChannelState | None
+    node_says: str
+    closed_height: int | None
     closed_at: int | None
-    closed_for: int | None
+    passed: Passed | None
+    peer_passed: Passed | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,20 +154,24 @@ class Due:
 
 @dataclass(frozen=True, slots=True)
 class Retention:
-    """How long is kept what nobody needs any more, in seconds that the daemon sees pass.
+    """How long is kept what nobody needs any more; see retention.py.
 
-    `after_close` is for the backup of a channel that was seen to close; `inactive` for the peers
-    without a channel backup that are never seen again, 0 keeps them.
+    After the closing of channels `blocks`, or where no height is known `after_close` seconds; for
+    peers without a known channel that are never seen again `inactive` seconds, 0 keeps them.
+    Seconds are those that have aged things.
     """
 
+    blocks: int = 2016
     after_close: int = 14 * 86400
     inactive: int = 0
 
-    def due_in(self, channel: ChannelRow) -> int | None:
-        """In how many seconds a channel's backup goes, None for never as things are."""
-        if channel.closed_for is None:
-            return None
-        return max(0, self.after_close - channel.closed_for)
+    def left(self, passed: Passed | None) -> tuple[int | None, int | None]:
+        """In how many blocks, or else seconds, something goes as things are; both None: never."""
+        if passed is None:
+            return None, None
+        if passed.blocks is not None:
+            return max(0, self.blocks - passed.blocks), None
+        return None, max(0, self.after_close - passed.seconds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,6 +255,8 @@ class Listener(Protocol):
 
 class Lease(Protocol):
     """The right of the newest connection of one peer to write its slots."""
+
+    node_id: NodeId
 
     @property
     def slots(self) -> Iterable[Slot]:

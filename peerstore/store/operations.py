@@ -12,20 +12,22 @@ from typing import Any
 
 import aiosqlite
 
+from peerstore.channels.base import KnownChannel
 from peerstore.errors import StoreError
 from peerstore.store.base import Due, Retention
 from peerstore.store.due import NOT_KEPT, Place, next_due
 from peerstore.store.plan import PIN_AUTOMATIC, PIN_OPERATOR
+from peerstore.store.times import Moment
 from peerstore.types import BackupKind, NodeId, Slot
 
 
 @dataclass(frozen=True, slots=True)
 class Transaction:
-    """The writer's connection, the wall clock, and the seconds that daemons have seen pass."""
+    """The writer's connection, the wall clock, and the times that decide."""
 
     connection: aiosqlite.Connection
     now: int
-    seen: int
+    moment: Moment
 
     async def all(self, sql: str, *parameters: object) -> list[Any]:
         """Run a statement; its rows."""
@@ -67,7 +69,7 @@ def hold(slot: Slot, revision: int, seconds: int | None) -> Operation:
 
     async def operation(tx: Transaction) -> set[NodeId]:
         row_id = await _row_id(tx, slot, revision)
-        until = None if seconds is None else tx.seen + seconds
+        until = None if seconds is None else tx.moment.seen + seconds
         await set_hold(tx, slot, row_id, operator=True, until=until)
         if slot.kind is BackupKind.NODE_BACKUP:
             # Whoever holds it wants it given back.
@@ -144,6 +146,61 @@ def forget(node_id: NodeId) -> Operation:
     return operation
 
 
+def learn(channels: Iterable[KnownChannel]) -> Operation:
+    """Remember what the routing node says of channels."""
+
+    async def operation(tx: Transaction) -> set[NodeId]:
+        await tx.connection.executemany(
+            "INSERT OR REPLACE INTO node_channel (node_id, channel_id, open, closed_height,"
+            " unsettled, closed, closed_at) VALUES (?, ?, ?, ?, ?, ?, ?)",
+            [
+                (*c.key, int(c.open), c.closed_height, int(c.unsettled), c.closed, c.closed_at)
+                for c in channels
+            ],
+        )
+        return set()
+
+    return operation
+
+
+def learn_node(node_id: NodeId, height: int) -> Operation:
+    """Remember which node tells of the channels; an alarm when it is another one than before."""
+
+    async def operation(tx: Transaction) -> set[NodeId]:
+        ((before,),) = await tx.all("SELECT routing_node FROM meta")
+        await tx.all("UPDATE meta SET routing_node = ?", node_id)
+        if before is not None and before != node_id:
+            text = (
+                f"the routing node is {node_id.hex()} now, it was {before.hex()}: the channels that"
+                f" it does not know count as closed at height {height}; if that is a"
+                " mistake, correct [channels] and restart"
+            )
+            await add_alarm(tx, "source", text, None, None)
+        return set()
+
+    return operation
+
+
+def date_visits(limit: int) -> tuple[Operation, list[int]]:
+    """Give a height to visits of a time when none was known: the one now, for it is no lower.
+
+    With it comes a list that takes how many there were; at most `limit`.
+    """
+    dated: list[int] = []
+
+    async def operation(tx: Transaction) -> set[NodeId]:
+        height = tx.moment.height
+        rows = await tx.all(
+            "UPDATE peer SET last_height = ? WHERE node_id IN"
+            " (SELECT node_id FROM peer WHERE last_height IS NULL LIMIT ?) RETURNING 1",
+            height, limit if height is not None else 0,
+        )  # fmt: skip
+        dated.append(len(rows))
+        return set()
+
+    return operation, dated
+
+
 def prune(
     retention: Retention,
     place: Place,
@@ -166,7 +223,7 @@ def prune(
         async def run(sql: str, values: dict[str, object]) -> list[Any]:
             return list(await tx.connection.execute_fetchall(sql, values))
 
-        due, further = await next_due(run, retention, tx.seen, place)
+        due, further = await next_due(run, retention, tx.moment, place)
         following.append(further)
         away = reserve({each.slot.node_id for each in due})
         for each in due:
@@ -179,7 +236,7 @@ def prune(
                 node_id=slot.node_id,
                 kind=int(slot.kind),
                 channel_id=slot.channel_id,
-                seen=tx.seen,
+                seen=tx.moment.seen,
             )
             if gone:
                 pruned.append(replace(each, versions=len(gone), bytes=sum(gone)))

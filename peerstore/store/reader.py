@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import itertools
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -14,6 +14,7 @@ from typing import Any, Self
 
 import aiosqlite
 
+from peerstore.channels.base import KnownChannel
 from peerstore.errors import (
     DamagedBackupError,
     MissingBackupError,
@@ -27,6 +28,7 @@ from peerstore.store.base import (
     ChannelRow,
     Counts,
     Due,
+    Passed,
     Peer,
     Refusal,
     Retention,
@@ -35,10 +37,11 @@ from peerstore.store.base import (
     backup_digest,
     channel_digest,
 )
-from peerstore.store.due import Place, next_due
+from peerstore.store.due import CLOSING, LAST_CLOSINGS, STANDS, Place, next_due, values_of
 from peerstore.store.lease import Current, Holdings
 from peerstore.store.migrate import migrations, schema_version
 from peerstore.store.plan import PIN_AUTOMATIC, PIN_OPERATOR
+from peerstore.store.times import Moment
 from peerstore.types import NODE_ID_SIZE, BackupKind, ChannelState, Network, NodeId, Slot
 
 _REVISION = "b.node_id, b.kind, b.channel_id, b.revision, b.size, b.sha256, b.stored_at"
@@ -102,10 +105,38 @@ PEER_ORDERS = {
 }
 """What a list of peers can be sorted by."""
 
+_CHANNEL_KEYS = """
+    SELECT node_id, channel_id FROM {table}
+    WHERE (node_id, channel_id) > (:node_id, :channel_id) AND node_id <= :last
+"""
+
+_PASSED = """
+    :height - max(k.closed_height, coalesce(p.last_height, :height)) AS blocks,
+    :aged - max(k.closed, p.last_aged) AS seconds
+"""
+"""The fields of Passed after the closing `k` and the last visit of the peer `p`."""
+
 _CHANNELS = f"""
-    SELECT c.node_id, c.channel_id, c.closed_at, m.seen - max(c.closed, p.last_seen),
-           {CHANNEL_COLUMNS}
-    FROM channel AS c JOIN peer AS p USING (node_id) JOIN meta AS m
+    WITH page AS (
+        {_CHANNEL_KEYS.format(table="channel")} UNION {_CHANNEL_KEYS.format(table="node_channel")}
+        ORDER BY node_id, channel_id LIMIT :limit
+    ), of_peer AS (
+        SELECT k.node_id, {_PASSED}
+        FROM ({LAST_CLOSINGS} WHERE node_id IN (SELECT node_id FROM page) GROUP BY node_id) AS k
+        JOIN peer AS p USING (node_id)
+        WHERE NOT {STANDS} AND EXISTS (
+            SELECT 1 FROM backup AS b WHERE b.node_id = p.node_id AND b.kind IN (1, 2))
+    )
+    SELECT k.node_id, k.channel_id, k.has_backup, k.open, k.closed_height, k.closed_at, {_PASSED},
+           o.blocks, o.seconds, {CHANNEL_COLUMNS.replace("c.", "k.")}
+    FROM (
+        SELECT i.node_id, i.channel_id, c.node_id IS NOT NULL AS has_backup, n.open, {CLOSING},
+               {CHANNEL_COLUMNS}
+        FROM page AS i LEFT JOIN channel AS c USING (node_id, channel_id)
+        LEFT JOIN node_channel AS n USING (node_id, channel_id)
+    ) AS k
+    LEFT JOIN peer AS p ON p.node_id = k.node_id LEFT JOIN of_peer AS o ON o.node_id = k.node_id
+    ORDER BY k.node_id, k.channel_id
 """
 
 PAGE = 1000
@@ -122,7 +153,7 @@ def _pinned_by(pins: int) -> str:
 class Meta:
     """Whose database it is, and how far it has come.
 
-    `seen` is the seconds that daemons on it have seen pass.
+    `moment` is the times that decide, as they were when they were written last.
     """
 
     node_id: NodeId
@@ -130,7 +161,7 @@ class Meta:
     schema_version: int
     last_revision: int
     epoch: bytes
-    seen: int
+    moment: Moment
     counts: Counts
 
 
@@ -187,15 +218,15 @@ class SqliteReader:
     async def meta(self) -> Meta:
         """Whose database it is; raises StoreError for one whose making was interrupted."""
         rows = await self._all(
-            "SELECT node_id, network, last_revision, epoch, seen, peers, backups, bytes, versions"
-            " FROM meta"
+            "SELECT node_id, network, last_revision, epoch, seen, aged, height, peers, backups,"
+            " bytes, versions FROM meta"
         )
         if not rows:
             raise StoreError("the database is empty: run `peerstore init`")
-        node_id, network, last_revision, epoch, seen, *counts = rows[0]
+        node_id, network, last_revision, epoch, seen, aged, height, *counts = rows[0]
         return Meta(
-            NodeId(node_id), Network(network), len(migrations()), last_revision, epoch, seen,
-            Counts(*counts),
+            NodeId(node_id), Network(network), len(migrations()), last_revision, epoch,
+            Moment(seen, aged, height), Counts(*counts),
         )  # fmt: skip
 
     async def holdings(self, node_id: NodeId, seen: int) -> Holdings:
@@ -345,8 +376,8 @@ class SqliteReader:
             for row in await self._all(f"{_PEERS} WHERE p.node_id = ?", (node_id,)):
                 yield _peer(row)
         elif order == "node_id":
-            sql = f"{_PEERS} WHERE p.node_id > ? ORDER BY p.node_id LIMIT ?"
-            async for row in self._paged(sql, (b"",), lambda row: (row[0],), limit):
+            sql = f"{_PEERS} WHERE p.node_id > :node_id ORDER BY p.node_id LIMIT :limit"
+            async for row in self._paged(sql, {"node_id": b""}, limit):
                 yield _peer(row)
         else:
             sql = f"{_PEERS} ORDER BY {PEER_ORDERS[order]}, p.node_id LIMIT :limit"
@@ -366,24 +397,40 @@ class SqliteReader:
         """Who is allowed and denied, whatever the policy says."""
         return {NodeId(row[0]): row[1] for row in await self._all("SELECT node_id, rule FROM rule")}
 
-    async def channels(self, node_id: NodeId | None = None) -> AsyncIterator[ChannelRow]:
-        """The channels that have a backup, of one peer or of all."""
-        sql = (
-            f"{_CHANNELS} WHERE (c.node_id, c.channel_id) > (?, ?) AND c.node_id <= ?"
-            " ORDER BY c.node_id, c.channel_id LIMIT ?"
+    async def channels(
+        self, retention: Retention, node_id: NodeId | None = None
+    ) -> AsyncIterator[ChannelRow]:
+        """The channels that have a backup or that the routing node has named, of one peer or all.
+
+        What `retention` keeps because of other channels counts for nothing.
+        """
+        values = {
+            **values_of(retention, (await self.meta()).moment),
+            # Of one peer: those behind its id and no channel, up to its id.
+            "node_id": node_id or b"",
+            "channel_id": b"",
+            "last": node_id or b"\xff" * NODE_ID_SIZE,
+        }
+        async for row in self._paged(_CHANNELS, values, None):
+            yield _channel_row(row)
+
+    async def node_channels(self, node_id: NodeId | None = None) -> list[KnownChannel]:
+        """What is remembered of the channels of the routing node, with one peer or with all."""
+        rows = await self._all(
+            "SELECT node_id, channel_id, open, closed_height, unsettled, closed, closed_at"
+            f" FROM node_channel WHERE {'TRUE' if node_id is None else 'node_id = :node_id'}",
+            {"node_id": node_id},
         )
-        # Of one peer: those behind its id and no channel, up to its id.
-        last = node_id or b"\xff" * NODE_ID_SIZE
-        start = (node_id or b"", b"", last)
-        async for row in self._paged(sql, start, lambda row: (row[0], row[1], last), None):
-            slot = Slot(NodeId(row[0]), BackupKind.CHANNEL_BACKUP, row[1])
-            yield ChannelRow(slot, channel_state(slot, row[4:]), row[2], row[3])
+        return [
+            KnownChannel(NodeId(row[0]), row[1], bool(row[2]), row[3], bool(row[4]), *row[5:])
+            for row in rows
+        ]
 
     async def next_due(
-        self, retention: Retention, seen: int, place: Place
+        self, retention: Retention, moment: Moment, place: Place
     ) -> tuple[list[Due], Place | None]:
         """See due.next_due."""
-        return await next_due(self._all, retention, seen, place)
+        return await next_due(self._all, retention, moment, place)
 
     async def alarms(self, *, acknowledged: bool) -> list[Alarm]:
         """The alarms that stand, and those that were acknowledged too if asked for."""
@@ -420,25 +467,27 @@ class SqliteReader:
     async def _paged(
         self,
         sql: str,
-        start: tuple[object, ...],
-        key: Callable[[Any], tuple[object, ...]],
+        values: Mapping[str, object],
         limit: int | None,
     ) -> AsyncIterator[Any]:
         """Rows page by page: `sql` takes the key behind which to go on, and how many.
 
+        The key is what the rows begin with: node_id, and channel_id if `values` has it.
+
         A statement that stays open while somebody reads a list would keep the WAL from being
         written back.
         """
-        place, left = start, limit
+        keys = [key for key in ("node_id", "channel_id") if key in values]
+        place, left = dict(values), limit
         while left is None or left > 0:
             wanted = PAGE if left is None else min(PAGE, left)
-            rows = await self._all(sql, (*place, wanted))
+            rows = await self._all(sql, {**place, "limit": wanted})
             for row in rows:
                 yield row
             if len(rows) < wanted:
                 return
             left = None if left is None else left - len(rows)
-            place = key(rows[-1])
+            place.update(zip(keys, rows[-1], strict=False))
 
     async def _in_order(self, sql: str, values: Mapping[str, object]) -> AsyncIterator[Any]:
         """The rows of an ordered statement, through a temporary table of its own."""
@@ -523,6 +572,20 @@ def _version(row: Any) -> Version:
         held=bool(slot_held) and held_id == row_id,
         slot_held=bool(slot_held),
     )
+
+
+def _channel_row(row: Any) -> ChannelRow:
+    node_id, channel_id, has_backup, is_open, closed_height, closed_at, *passed = row[:10]
+    slot = Slot(NodeId(node_id), BackupKind.CHANNEL_BACKUP, channel_id)
+    of_channel, of_peer = (
+        None if seconds is None else Passed(blocks, seconds)
+        for blocks, seconds in (passed[:2], passed[2:])
+    )
+    return ChannelRow(
+        slot, bool(has_backup), channel_state(slot, row[10:]),
+        "" if is_open is None else "open" if is_open else "closed",
+        closed_height, closed_at, of_channel if has_backup else None, of_peer,
+    )  # fmt: skip
 
 
 def _peer(row: Any) -> Peer:

@@ -6,9 +6,7 @@ synchronous=FULL, and then tells each lease: one commit for many updates, a few 
 each transaction and none for an update. While one transaction is written the next one gathers, so
 there is no delay to choose. What an operator does (operations.py) goes through the same task.
 
-Time is told twice: by the wall clock, for people, and by the seconds that daemons on this
-database have seen pass, for every decision. The second one is kept in the database and moves only
-while a daemon runs, whatever clocks do.
+Time is told twice: by the wall clock, for people, and by times.py, for every decision.
 """
 
 from __future__ import annotations
@@ -51,6 +49,7 @@ from peerstore.store.mark import Mark, mark_path, read_mark, write_mark
 from peerstore.store.operations import Operation, Transaction
 from peerstore.store.plan import KeptRow, Planner, Totals
 from peerstore.store.reader import SqliteReader, is_damage
+from peerstore.store.times import Moment, Times
 from peerstore.types import BackupKind, Network, NodeId, Slot
 
 CONGESTED_BYTES = 32 << 20
@@ -86,7 +85,7 @@ class _Visit:
     """What is known of a peer that was here, until it is written."""
 
     at: int
-    seen: int
+    moment: Moment
     established: bool
     address: str
     features: bytes
@@ -126,14 +125,14 @@ class SqliteStore:
         reader: SqliteReader,
         quotas: Quotas,
         clocks: Clocks,
+        times: Times,
     ) -> None:
         self.path = path
         self.reader = reader
         self.quotas = quotas
         self._writer = writer
         self._clocks = clocks
-        self._started = clocks.monotonic()
-        self._seen_before = 0
+        self._times = times
         self._epoch = b""
         self._totals = Totals(0, 0, 0, 0, 0)
         self._leases: dict[NodeId, SqliteLease] = {}
@@ -149,7 +148,7 @@ class SqliteStore:
         self._unreserved = asyncio.Event()
         # Peers that must not be shown their node backup, while the database does not say so yet.
         self._forgone: set[NodeId] = set()
-        self._flushed = self._started
+        self._flushed = clocks.monotonic()
         self._marked = Mark(b"", -1)
         self._marked_at = float("-inf")
         self._mark_timer: asyncio.TimerHandle | None = None
@@ -167,8 +166,11 @@ class SqliteStore:
         network: Network,
         clocks: Clocks,
         quotas: Quotas | None = None,
+        aging: bool = True,
     ) -> Self:
         """Open or make the database; the caller holds its lock.
+
+        Without `aging` nothing ages until `trust` says so.
 
         Raises StoreError when it can't be opened or written, SchemaError when it belongs to
         another key, network or a newer program.
@@ -192,7 +194,8 @@ class SqliteStore:
         except BaseException:
             await writer.close()
             raise
-        store = cls(path, writer, reader, quotas or Quotas(), clocks)
+        times = Times(clocks.monotonic, aging=aging)
+        store = cls(path, writer, reader, quotas or Quotas(), clocks, times)
         try:
             await store._start()
         except BaseException:
@@ -207,7 +210,16 @@ class SqliteStore:
     @property
     def seen(self) -> int:
         """Seconds that daemons on this database have seen pass."""
-        return self._seen_before + int(self._clocks.monotonic() - self._started)
+        return self._times.now.seen
+
+    @property
+    def moment(self) -> Moment:
+        """The times that decide."""
+        return self._times.now
+
+    def trust(self, height: int | None) -> None:
+        """The routing node is at this height; None while it can't be trusted: nothing ages."""
+        self._times.trust(height)
 
     async def open_lease(self, node_id: NodeId, listener: Listener) -> SqliteLease:
         while node_id in self._reserved:
@@ -303,14 +315,16 @@ class SqliteStore:
     async def prune(self, retention: Retention, *, dry_run: bool = False) -> list[Due]:
         """Delete what is due, or say what would be; raises StoreError.
 
-        Who is connected is never away.
+        Who is connected is never away. While the routing node can't be trusted nothing is due.
         """
         found: list[Due] = []
+        if not self.moment.aging:
+            return found
         place: Place | None = Place()
         if dry_run:
             await self.save_visits()
             while place is not None:
-                due, place = await self.reader.next_due(retention, self.seen, place)
+                due, place = await self.reader.next_due(retention, self.moment, place)
                 found += [each for each in due if each.slot.node_id not in self._leases]
             return found
         while place is not None:
@@ -385,7 +399,7 @@ class SqliteStore:
 
     async def _start(self) -> None:
         meta = await self.reader.meta()
-        self._seen_before = meta.seen
+        self._times.go_on(meta.moment)
         self._epoch = meta.epoch
         self._totals = self._counted(meta.counts, meta.last_revision)
         mark = read_mark(mark_path(self.path))
@@ -509,12 +523,13 @@ class SqliteStore:
 
         Returns what was refused and why. Raises sqlite3.Error, and then nothing is changed.
         """
-        now, seen = int(self._clocks.wall()), self.seen
         await self._verify_repeated(batch)
+        tx = self._transaction()
+        seen = tx.moment.seen
         planner = Planner(
             self.quotas,
             self._totals,
-            now=now,
+            now=tx.now,
             seen=seen,
             kept=await self._kept(batch, seen),
             spare=await self._spare(batch),
@@ -526,7 +541,7 @@ class SqliteStore:
                 planner.add(lease, slot, change)
         plan = planner.plan
         if not plan.empty:
-            await statements.write(plan, Transaction(self._writer, now, seen), planner.totals)
+            await statements.write(plan, tx, planner.totals)
             self._totals = planner.totals
             for lease, slot, current in plan.current:
                 lease.holdings.current[slot] = current
@@ -558,13 +573,13 @@ class SqliteStore:
         return plan.refused
 
     async def _operate(self, operation: Operation, done: asyncio.Future[None]) -> None:
-        now, seen = int(self._clocks.wall()), self.seen
+        tx = self._transaction()
+        seen = tx.moment.seen
         try:
             # What the totals are in memory, the operation finds in the database.
-            await self._writer.execute(
-                "UPDATE meta SET last_revision = ?, seen = ?", (self._totals.last_revision, seen)
-            )
-            touched = await operation(Transaction(self._writer, now, seen))
+            await tx.all("UPDATE meta SET last_revision = ?", self._totals.last_revision)
+            await statements.write_times(tx)
+            touched = await operation(tx)
             await self._writer.commit()
             self._visits_written()
             counts = (await self.reader.meta()).counts
@@ -588,6 +603,9 @@ class SqliteStore:
         finally:
             self._reserved.clear()
             self._unreserved.set()
+
+    def _transaction(self) -> Transaction:
+        return Transaction(self._writer, int(self._clocks.wall()), self.moment)
 
     async def _reload(self, lease: SqliteLease, seen: int) -> None:
         """An operator changed what a connected peer has."""
@@ -710,13 +728,14 @@ class SqliteStore:
         """A peer that has something here came, went, or said something about itself."""
         if lease.holdings.first_seen is None:
             return
-        self._establish(lease, self.seen)
-        at, seen, established = int(self._clocks.wall()), self.seen, lease.holdings.established
+        moment = self.moment
+        self._establish(lease, moment.seen)
+        at, established = int(self._clocks.wall()), lease.holdings.established
         visit = self._visits.get(lease.node_id)
         if visit is None:
-            visit = _Visit(at, seen, established, lease.address, lease.features)
+            visit = _Visit(at, moment, established, lease.address, lease.features)
             self._visits[lease.node_id] = visit
-        visit.at, visit.seen, visit.established = at, seen, established
+        visit.at, visit.moment, visit.established = at, moment, established
         if lease.address:
             visit.address, visit.features = lease.address, lease.features
         for reason, count in lease.refusals.items():
@@ -740,8 +759,9 @@ class SqliteStore:
         for lease in self._leases.values():
             self.visit(lease)  # who is here is seen
         try:
-            await self._write_visits(Transaction(self._writer, int(self._clocks.wall()), self.seen))
-            await self._writer.execute("UPDATE meta SET seen = ?", (self.seen,))
+            tx = self._transaction()
+            await statements.write_times(tx)
+            await self._write_visits(tx)
             await self._writer.commit()
         except Exception as error:
             self._visits_not_written()
@@ -759,7 +779,7 @@ class SqliteStore:
                 {
                     "node_id": node_id,
                     "at": v.at,
-                    "seen": v.seen,
+                    **asdict(v.moment),
                     "established": v.established,
                     "address": v.address,
                     "features": v.features,
@@ -784,7 +804,11 @@ class SqliteStore:
         for node_id, visit in older.items():
             newer = self._visits.get(node_id)
             if newer is not None:
-                visit.at, visit.seen, visit.established = newer.at, newer.seen, newer.established
+                visit.at, visit.moment, visit.established = (
+                    newer.at,
+                    newer.moment,
+                    newer.established,
+                )
                 if newer.address:
                     visit.address, visit.features = newer.address, newer.features
                 for refusal in newer.refusals.values():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import os
+from dataclasses import asdict
 from pathlib import Path
 
 import aiosqlite
@@ -54,15 +55,21 @@ def _write_sql(rows: int) -> str:
 
 _CHANNEL_SQL = """
     INSERT INTO channel (node_id, channel_id, commitments, revocations, last_secret, whole,
-                         shutdown, closing, digest, closed, closed_at)
-    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+                         shutdown, closing, digest, closed, closed_at, closed_height)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
     ON CONFLICT (node_id, channel_id) DO UPDATE SET
         commitments = excluded.commitments, revocations = excluded.revocations,
         last_secret = excluded.last_secret, whole = excluded.whole,
         shutdown = excluded.shutdown, closing = excluded.closing, digest = excluded.digest,
         closed = iif(excluded.closed IS NULL, NULL, coalesce(closed, excluded.closed)),
-        closed_at = iif(excluded.closed IS NULL, NULL, coalesce(closed_at, excluded.closed_at))
+        closed_at = iif(excluded.closed IS NULL, NULL, coalesce(closed_at, excluded.closed_at)),
+        closed_height = CASE WHEN excluded.closed IS NULL THEN NULL
+                             WHEN closed IS NULL THEN excluded.closed_height
+                             ELSE closed_height END
 """
+
+
+_TIMES = "UPDATE meta SET seen = :seen, aged = :aged, height = iif(:aging, :height, height)"
 
 
 def _channel_row(slot: Slot, state: ChannelState, tx: Transaction) -> tuple[object, ...]:
@@ -76,8 +83,9 @@ def _channel_row(slot: Slot, state: ChannelState, tx: Transaction) -> tuple[obje
         state.shutdown,
         state.closing,
         channel_digest(slot, state),
-        tx.seen if state.closed else None,
+        tx.moment.aged if state.closed else None,
         tx.now if state.closed else None,
+        tx.moment.height if state.closed else None,
     )
 
 
@@ -92,7 +100,7 @@ async def write(plan: Plan, tx: Transaction, totals: Totals) -> None:
         # A hold that has run out no longer keeps its version, and goes with it.
         await writer.executemany(
             "DELETE FROM hold WHERE backup_id = ? AND until <= ?",
-            [(row_id, tx.seen) for row_id in plan.drops],
+            [(row_id, tx.moment.seen) for row_id in plan.drops],
         )
     for start in range(0, len(plan.rows), ROWS):
         part = plan.rows[start : start + ROWS]
@@ -101,9 +109,9 @@ async def write(plan: Plan, tx: Transaction, totals: Totals) -> None:
         ("UPDATE backup SET replaced = ?, burst = ? WHERE id = ?", plan.replaced),
         ("UPDATE backup SET last_seen_at = ? WHERE id = ?", plan.seen_again),
         (
-            "INSERT INTO peer (node_id, first_seen, first_seen_at, last_seen_at, last_seen)"
-            " VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
-            plan.new_peers,
+            "INSERT INTO peer (node_id, first_seen, first_seen_at, last_seen_at, last_seen,"
+            " last_aged, last_height) VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+            [(*peer, tx.moment.aged, tx.moment.height) for peer in plan.new_peers],
         ),
         (_CHANNEL_SQL, [_channel_row(slot, state, tx) for _, slot, state in plan.channels]),
         (
@@ -130,18 +138,16 @@ async def write(plan: Plan, tx: Transaction, totals: Totals) -> None:
         )
         await operations.add_alarm(tx, "shrink", text, loss.slot, loss.good.revision)
     await writer.execute(
-        "UPDATE meta SET last_revision = ?, seen = ?, peers = ?, backups = ?, versions = ?,"
-        " bytes = ?",
-        (
-            totals.last_revision,
-            tx.seen,
-            totals.peers,
-            totals.backups,
-            totals.versions,
-            totals.bytes,
-        ),
+        f"{_TIMES}, last_revision = :last_revision, peers = :peers, backups = :backups,"
+        " versions = :versions, bytes = :bytes",
+        {**asdict(tx.moment), **asdict(totals)},
     )
     await writer.commit()
+
+
+async def write_times(tx: Transaction) -> None:
+    """Write how far the times have come."""
+    await tx.connection.execute(_TIMES, asdict(tx.moment))
 
 
 async def write_visits(
@@ -151,11 +157,12 @@ async def write_visits(
 ) -> None:
     """Write when peers were here and what is known of them, and why updates were refused.
 
-    `visits` have node_id, at, seen, established, address and features; `refusals` node_id and the
-    fields of Refusal.
+    `visits` have node_id, at, seen, aged, height, established, address and features; `refusals`
+    node_id and the fields of Refusal.
     """
     await tx.connection.executemany(
         "UPDATE peer SET last_seen_at = max(last_seen_at, :at), last_seen = max(last_seen, :seen),"
+        " last_aged = max(last_aged, :aged), last_height = :height,"
         " established = max(established, :established),"
         " address = iif(:address = '', address, :address),"
         " features = iif(:address = '', features, :features) WHERE node_id = :node_id",

@@ -79,6 +79,9 @@ OURS = sum(1 << bit for bit in (1, 9, 13, 15, 23, 43, 45))
 eclair, LDK and Electrum hang up when 1, 9, 13, 15 or 45 is missing, Electrum also for 23.
 """
 
+OURS_WITHOUT_STORAGE = OURS & ~(3 << OPTION_PROVIDE_STORAGE)
+"""The same for a peer that is not served."""
+
 
 def decode_features(data: bytes) -> int:
     """A feature field: the last byte holds bits 0 to 7."""
