@@ -23,7 +23,15 @@ from peerstore.config import (
     data_directory,
     load,
 )
-from peerstore.config_values import Duration, FileName, NodeIdText, Size, Timeout
+from peerstore.config_values import (
+    Duration,
+    FileName,
+    HttpUrl,
+    NodeIdText,
+    OptionalFile,
+    Size,
+    Timeout,
+)
 from peerstore.errors import ConfigError
 from peerstore.policy import EVERYONE, Policy
 from peerstore.store.base import Quotas, Retention
@@ -729,6 +737,73 @@ def test_what_is_kept_is_kept_for_whole_seconds_and_never_shorter(
 def test_the_defaults_of_retention_and_quotas_are_those_of_the_store() -> None:
     assert configured.retention(Config()) == Retention()
     assert configured.quotas(Config()) == Quotas()
+
+
+FILES = {
+    "cln": {"cln.socket": "lightning-rpc"},
+    "lnd": {"lnd.tls_cert": "tls.cert", "lnd.macaroon_file": "peerstore.macaroon"},
+    "eclair": {"eclair.password_file": "password"},
+}
+
+
+@pytest.mark.parametrize(
+    ("source", "missing"), [(source, key) for source, keys in FILES.items() for key in keys]
+)
+def test_a_channel_source_needs_its_files(tmp_path: Path, source: str, missing: str) -> None:
+    given = {key: value for key, value in FILES[source].items() if key != missing}
+    lines = ["[channels]", f'source = "{source}"', *(f'{k} = "{v}"' for k, v in given.items())]
+    expected = f'file {tmp_path / "config.toml"}: channels.source = "{source}" needs'
+    assert refusal(tmp_path, "\n".join(lines)).startswith(f"{expected} channels.{missing}: ")
+    # What is set need not be used.
+    (tmp_path / "config.toml").write_text("\n".join(lines).replace(source, "none", 1))
+    assert load(tmp_path, None, {}).config.channels.source == "none"
+
+
+@pytest.mark.parametrize("source", FILES)
+def test_a_channel_source_makes_what_asks_that_node(tmp_path: Path, source: str) -> None:
+    overrides = [f"channels.{key}={value}" for key, value in FILES[source].items()]
+    overrides += [f"channels.source={source}", "policy.serve=channels"]
+    made = configured.channel_source(load(tmp_path, None, {}, overrides).config, tmp_path)
+    assert type(made).__name__.lower() == f"{source}source"
+    assert configured.channel_source(Config(), tmp_path) is None
+
+
+def test_serving_who_has_channels_needs_a_source(tmp_path: Path) -> None:
+    environ = {"PEERSTORE_POLICY__SERVE": "channels"}
+    with pytest.raises(ConfigError) as raised:
+        load(tmp_path, None, environ)
+    assert str(raised.value) == (
+        'environment PEERSTORE_POLICY__SERVE: policy.serve = "channels" needs a routing node that'
+        " knows them: set channels.source"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "url"),
+    [
+        ("https://127.0.0.1:8080", "https://127.0.0.1:8080"),
+        ("http://[::1]:8080/", "http://[::1]:8080"),
+        ("https://lnd:10009", "https://lnd:10009"),
+    ],
+)
+def test_a_url_is_taken_without_its_slash(text: str, url: str) -> None:
+    assert HttpUrl(text) == url
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "127.0.0.1:8080", "ftp://x:1", "https://x", "https://x:", "https://x:1/v1", "https://:1"],
+)
+def test_what_is_no_url_of_a_node(text: str) -> None:
+    with pytest.raises(ValueError, match=r"URL|host:port|port is a number"):
+        HttpUrl(text)
+
+
+def test_a_file_of_another_program_may_be_left_out_or_stand_in_a_home(tmp_path: Path) -> None:
+    assert OptionalFile("") == ""
+    assert OptionalFile("~/x").path(tmp_path) == Path.home() / "x"
+    assert OptionalFile("/x").path(tmp_path) == Path("/x")
+    assert OptionalFile("x").path(tmp_path) == tmp_path / "x"
 
 
 def test_what_needs_a_restart_are_keys_that_there_are(tmp_path: Path) -> None:

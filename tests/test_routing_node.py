@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -298,3 +299,48 @@ async def test_the_log_tells_no_secret(node: FakeNode, tmp_path: Path) -> None:
         assert secret not in here.daemon.log
         assert secret not in json.dumps(source)
         node.secret = secret
+
+
+# What the README has an operator write
+
+
+SECTIONS = {"cln": "### Core Lightning", "lnd": "### lnd", "eclair": "### eclair"}
+README = (Path(__file__).parent.parent / "README.md").read_text()
+
+
+def written(node: FakeNode, name: str) -> str:
+    """The configuration in the node's section of the README, with this node's paths and port."""
+    section = README.split(f"\n{SECTIONS[name]}\n")[1].split("\n##")[0]
+    (text,) = re.findall(r"```toml\n(.*?)```", section, re.DOTALL)
+    for key, value in re.findall(r"(?m)^(\w+) = \"([/h].*)\"$", text):
+        text = text.replace(f'{key} = "{value}"', f'{key} = "{own_value(node, key)}"')
+    return str(text)
+
+
+def own_value(node: FakeNode, key: str) -> object:
+    values = {
+        "socket": "socket",
+        "url": "url",
+        "tls_cert": "tls_cert",
+        "macaroon_file": "macaroon",
+        "password_file": "password_file",
+    }
+    return getattr(node, values[key])
+
+
+@pytest.mark.parametrize("name", SECTIONS)
+async def test_the_readme_leads_from_nothing_to_a_list_of_channels(
+    name: str, tmp_path: Path
+) -> None:
+    node = NODES[name](tmp_path)
+    node.rows = [channel(ALICE, 1), channel(BOB, 2, Kind.CLOSED, 600)]
+    async with beside(node, tmp_path) as here:
+        here.daemon.settings = LOOPBACK
+        here.daemon.data_dir.mkdir(mode=0o700)
+        (here.daemon.data_dir / "config.toml").write_text(written(node, name))
+        assert (await here.command("config", "check")).code == 0
+        await here.start()
+        assert (await here.command("info")).stdout.startswith("All is well.")
+        listed = await here.command("channels", "list")
+        assert [line.split()[2] for line in listed.stdout.splitlines()[1:]] == ["open", "closed"]
+        await here.meet(ALICE, b"backup")
