@@ -49,6 +49,7 @@ the peer chose. It would cost a stranger one `open_channel` to count as a peer w
 _PAGE = 1000
 _MAX_PAGES = 10_000
 _HEARTBEAT_SECONDS = 30.0
+_GOODBYE_SECONDS = 1.0
 _MAX_EVENT = 4 * 1024 * 1024
 
 
@@ -178,7 +179,10 @@ class EclairSource:
         async with (
             self._api.connect() as connection,
             connection.session.ws_connect(
-                f"{self._api.url}/ws", heartbeat=_HEARTBEAT_SECONDS, max_msg_size=_MAX_EVENT
+                f"{self._api.url}/ws",
+                heartbeat=_HEARTBEAT_SECONDS,
+                max_msg_size=_MAX_EVENT,
+                timeout=aiohttp.ClientWSTimeout(ws_close=_GOODBYE_SECONDS),
             ) as events,
         ):
             async for message in events:
