@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import errno
 import functools
@@ -12,8 +13,9 @@ import signal
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import structlog
 
@@ -65,6 +67,9 @@ PRUNE_SECONDS = 3600.0
 
 SNAPSHOT_CHECK_SECONDS = 60.0
 """How often it is looked at whether a snapshot is due."""
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 _log = structlog.get_logger()
 
@@ -165,6 +170,11 @@ class Daemon:
         """Take up the operator's rules from the database."""
         rules = await self.store.reader.rules()
         self.server.set_policy(policy(self.config, rules, self.watch))
+
+    def channels_changed(self) -> None:
+        """Who has channels, or which height it is, has changed."""
+        if self.config.policy.serve == "channels":
+            self.server.follow_policy()
 
     async def look_at_channels(self) -> None:
         """Ask the routing node, if there is one, before something is deleted.
@@ -281,6 +291,7 @@ async def run(
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(_LoopErrors())
+    loop.set_default_executor(DaemonThreads())
     # Each peer is a descriptor; the usual soft limit is far below what the system allows.
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
@@ -298,6 +309,31 @@ async def run(
         loop.add_signal_handler(signal.SIGHUP, hang_up)
         ready(daemon)
         await stop.wait()
+
+
+class DaemonThreads(ThreadPoolExecutor):
+    """Runs each call in a thread of its own that the end of the process does not wait for.
+
+    A resolver or a disk that hangs must not keep the daemon from stopping.
+    """
+
+    def submit(
+        self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs
+    ) -> concurrent.futures.Future[T]:
+        future: concurrent.futures.Future[T] = concurrent.futures.Future()
+
+        def work() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
+            try:
+                result = fn(*args, **kwargs)
+            except BaseException as error:  # told to who waits
+                future.set_exception(error)
+            else:
+                future.set_result(result)
+
+        threading.Thread(target=work, daemon=True).start()
+        return future
 
 
 class _LoopErrors:
@@ -341,7 +377,7 @@ async def _snapshots(daemon: Daemon, data_dir: Path) -> None:
         snapshots = daemon.config.snapshots
         if snapshots.every:
             try:
-                made = await _in_daemon_thread(
+                made = await asyncio.to_thread(
                     functools.partial(
                         snapshot_when_due,
                         database,
@@ -369,7 +405,7 @@ async def _watch(daemon: Daemon, source: ChannelSource, stack: contextlib.AsyncE
         await daemon.store.reader.node_channels(),
         (await daemon.store.reader.meta()).moment.height,
         blocks=lambda: daemon.config.retention.after_close_blocks,
-        changed=daemon.server.follow_policy,
+        changed=daemon.channels_changed,
     )
     await daemon.follow_rules()
     task = asyncio.create_task(watch.run(), name="channels")
@@ -393,32 +429,6 @@ async def _prune(daemon: Daemon) -> None:
             _log.error(
                 "prune_failed", error=str(error), exc_info=not isinstance(error, OperatorError)
             )
-
-
-async def _in_daemon_thread(work: Callable[[], Path | None]) -> Path | None:
-    """Run something long in a thread that the end of the process does not wait for."""
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[Path | None] = loop.create_future()
-
-    def tell(result: Path | None, error: Exception | None) -> None:
-        if done.done():
-            return
-        if error is not None:
-            done.set_exception(error)
-        else:
-            done.set_result(result)
-
-    def run() -> None:
-        result, error = None, None
-        try:
-            result = work()
-        except Exception as caught:  # told to who waits
-            error = caught
-        with contextlib.suppress(RuntimeError):  # the loop is gone by now
-            loop.call_soon_threadsafe(tell, result, error)
-
-    threading.Thread(target=run, name="snapshot", daemon=True).start()
-    return await done
 
 
 def _limits(config: Config) -> Limits:

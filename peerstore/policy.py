@@ -9,6 +9,14 @@ from typing import Protocol
 from peerstore.types import NodeId
 
 
+@dataclass(frozen=True, slots=True)
+class Visit:
+    """The last visit of a peer that has something stored, before this one; `height` is None where
+    the height was not known."""
+
+    height: int | None = None
+
+
 class Channels(Protocol):
     """Who has channels with the routing node."""
 
@@ -16,8 +24,8 @@ class Channels(Protocol):
     def answered(self) -> bool:
         """Whether the routing node has said so since the start, and could be trusted."""
 
-    def within(self, node_id: NodeId) -> bool:
-        """Whether a peer has a channel, pending ones too, or had one until not long ago."""
+    def within(self, node_id: NodeId, visit: Visit | None) -> bool:
+        """Whether a peer has a channel, pending ones too, or is within retention."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +55,8 @@ class Policy:
     rules: Mapping[NodeId, str] = field(default_factory=dict)
     channels: Channels | None = None
 
-    def decide(self, node_id: NodeId, *, known: bool) -> Decision:
-        """Whether a peer is served; `known` is whether something is stored for it.
+    def decide(self, node_id: NodeId, visit: Visit | None) -> Decision:
+        """Whether a peer is served; `visit` is None where nothing is stored for it.
 
         A refusal is said to the peer, so it tells no particulars.
         """
@@ -60,14 +68,14 @@ class Policy:
         if self.serve == "allowlist":
             text = "this node keeps backups only for peers that its operator has allowed"
             return Decision(text, offered=False)
-        if self.channels is not None and self.channels.within(node_id):
+        if self.channels is not None and self.channels.within(node_id, visit):
             return SERVED
         if self.channels is not None and self.channels.answered:
             text = "this node keeps backups only for peers that it has a channel with"
             return Decision(text, offered=False)
         # Nobody with a backup loses service because the routing node is down. Who has none is
         # offered storage all the same: only who tries is told to try again.
-        return SERVED if known else Decision("who has channels is not known yet: try again later")
+        return SERVED if visit else Decision("who has channels is not known yet: try again later")
 
 
 EVERYONE = Policy()

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from peerstore.channels.base import Answer, ChannelKey, KnownChannel
+from peerstore.policy import Visit
 from peerstore.types import NodeId
 
 
@@ -68,6 +69,9 @@ def learned(
 def _still_closed(before: KnownChannel, told: int | None, height: int) -> KnownChannel:
     """A channel that was closed before, at a height of the chain now."""
     closed_height = max(before.closed_height or 0, told or 0)
+    if before.unsettled and told is not None and told <= height:
+        # Mined anew, as the node itself says, or what it said before was wrong.
+        return replace(before, closed_height=height, unsettled=False)
     if height < closed_height:
         return replace(before, closed_height=closed_height, unsettled=True)
     if before.unsettled:
@@ -87,17 +91,19 @@ class Members:
         for channel in channels:
             self._channels.setdefault(channel.node_id, {})[channel.channel_id] = channel
 
-    def within(self, node_id: NodeId, height: int | None, blocks: int) -> bool:
-        """Whether a peer has a channel, or its last one was closed less than `blocks` ago.
+    def within(self, node_id: NodeId, visit: int | None, height: int | None, blocks: int) -> bool:
+        """Whether a peer has a channel, or is within retention: less than `blocks` have passed
+        since its last one was closed and since its last visit.
 
-        `height` is the newest that could be trusted; without one nothing is long ago.
+        `visit` is the height of that, None for who has nothing stored. `height` is the newest that
+        could be trusted; without one nothing is long ago.
         """
         return any(
             channel.open
             or height is None
             or channel.closed_height is None
             or channel.unsettled
-            or height - channel.closed_height < blocks
+            or height - max(channel.closed_height, visit or 0) < blocks
             for channel in self._channels.get(node_id, {}).values()
         )
 
@@ -109,12 +115,15 @@ class Remembered:
     members: Members
     height: int | None
     blocks: int
+    answered: bool
 
-    @property
-    def answered(self) -> bool:
+    def within(self, node_id: NodeId, visit: Visit | None) -> bool:
         """See policy.Channels."""
-        return self.height is not None
+        return self.members.within(node_id, height_of(visit, self.height), self.height, self.blocks)
 
-    def within(self, node_id: NodeId) -> bool:
-        """See policy.Channels."""
-        return self.members.within(node_id, self.height, self.blocks)
+
+def height_of(visit: Visit | None, height: int | None) -> int | None:
+    """The height of a visit; one whose height is not known was at this one, or before."""
+    if visit is None:
+        return None
+    return height if visit.height is None else visit.height

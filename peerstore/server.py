@@ -31,7 +31,7 @@ from peerstore.errors import (
     StoreError,
     TransportError,
 )
-from peerstore.policy import EVERYONE, Decision, Policy
+from peerstore.policy import EVERYONE, Decision, Policy, Visit
 from peerstore.session import (
     UPDATE_REFUSED,
     Action,
@@ -403,7 +403,9 @@ class PeerConnection(asyncio.BufferedProtocol):
             self._session.refusal = self._decision(self._lease).refusal
 
     def _decision(self, lease: Lease) -> Decision:
-        return self._server.policy.decide(lease.node_id, known=any(True for _ in lease.slots))
+        stored = any(True for _ in lease.slots)
+        visit = Visit(lease.last_height) if stored else None
+        return self._server.policy.decide(lease.node_id, visit)
 
     def describe(self) -> dict[str, Any]:
         """The connection as the control socket shows it; times in seconds."""

@@ -17,7 +17,8 @@ import structlog
 
 from peerstore.channels.base import Answer, ChannelSource, KnownChannel
 from peerstore.errors import SourceError, StoreError
-from peerstore.retention import Members, learned
+from peerstore.policy import Visit
+from peerstore.retention import Members, height_of, learned
 from peerstore.store import operations
 from peerstore.store.sqlite import SqliteStore
 from peerstore.types import NodeId
@@ -30,6 +31,12 @@ SETTLE_SECONDS = 5.0
 
 SHARE = 10.0
 """So many times as long as an answer took is waited before the next question."""
+
+LONGEST_PAUSE_SECONDS = 300.0
+"""But not longer."""
+
+OVERDUE_SECONDS = 30.0
+"""When it is not trusted any more while it does not answer; a slow one has longer."""
 
 ASK_SECONDS = 120.0
 """How long an answer may take."""
@@ -83,14 +90,16 @@ class ChannelWatch:
         self._took = 0.0
         self._first = asyncio.Event()
 
-    def within(self, node_id: NodeId) -> bool:
+    def within(self, node_id: NodeId, visit: Visit | None) -> bool:
         """See policy.Channels."""
-        return self._members.within(node_id, self._height, self._blocks())
+        height = self._height
+        return self._members.within(node_id, height_of(visit, height), height, self._blocks())
 
     def describe(self) -> Mapping[str, Any]:
         """The routing node as `info` shows it."""
         return {
             "node_id": None if self._routing_node is None else self._routing_node.hex(),
+            "answered": self.answered,
             "trusted": not self.error,
             "error": self.error or None,
             "height": self._height,
@@ -115,7 +124,10 @@ class ChannelWatch:
     async def look(self) -> None:
         """Ask once, and remember what came."""
         async with self._asking:
-            began = asyncio.get_running_loop().time()
+            loop = asyncio.get_running_loop()
+            began = loop.time()
+            patience = max(OVERDUE_SECONDS, 3 * self._took)
+            overdue = loop.call_later(patience, self._lost, "it is slow to answer: is it busy?")
             try:
                 async with asyncio.timeout(ASK_SECONDS):
                     answer = await self._source.ask()
@@ -127,7 +139,9 @@ class ChannelWatch:
             except Exception as error:  # a mistake of ours must not end the keeping up
                 _log.exception("source_failed")
                 self._lost(f"{type(error).__name__}: {error}")
-            self._asked = asyncio.get_running_loop().time()
+            finally:
+                overdue.cancel()
+            self._asked = loop.time()
             self._took = self._asked - began
             self._first.set()
 
@@ -149,12 +163,13 @@ class ChannelWatch:
             await self._store.run(operations.learn(part))
             self._known.update((channel.key, channel) for channel in part)
             self._members.learn(part)
+        news = bool(changes) or (answer.synced and answer.height != self._height)
         first = answer.synced and not self.answered
         if answer.synced:
             await self._trust(answer)
         else:
             self._lost("it has not caught up with the chain: wait, or see its log")
-        if changes or first:
+        if news or first:
             self._changed()
 
     async def _trust(self, answer: Answer) -> None:
@@ -180,10 +195,10 @@ class ChannelWatch:
 
     async def _wait(self) -> None:
         """Return when it is time to ask again."""
-        if self._failures:
-            await asyncio.sleep(_nth(RETRY_SECONDS, self._failures))
+        pause = min(SHARE * self._took, LONGEST_PAUSE_SECONDS)
+        if self.error:
+            await asyncio.sleep(max(_nth(RETRY_SECONDS, self._failures), pause))
             return
-        pause = SHARE * self._took
         try:
             async with asyncio.timeout(max(POLL_SECONDS, pause)):
                 await self._source.changed()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -167,6 +168,11 @@ async def test_a_node_that_catches_up_is_not_in_sync(node: FakeNode) -> None:
     assert (await node.source().ask()).synced is False
     node.synced = True
     assert (await node.source().ask()).synced is True
+
+
+async def test_a_height_that_can_t_be_is_no_answer(node: FakeNode) -> None:
+    node.height = 0xFFFFFFFF
+    assert "can't be used" in await fails(node, node.source().ask)
 
 
 async def test_a_height_that_goes_backwards_is_reported(node: FakeNode) -> None:
@@ -456,6 +462,9 @@ async def test_credentials_that_are_missing_empty_or_unreadable(http: FakeHttp) 
         path.mkdir()  # what not even root can read as a file
         assert f"{path} can't be read" in await fails(http, source.ask)
         path.rmdir()
+        os.mkfifo(path)  # nobody writes to it
+        assert f"{path} is no file" in await fails(http, source.ask)
+        path.unlink()
         path.write_bytes(data)
         await source.ask()
 

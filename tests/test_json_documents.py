@@ -127,6 +127,7 @@ STORY = {
 }
 SOURCE = {
     "node_id": optional(ID),
+    "answered": bool,
     "trusted": bool,
     "error": optional(str),
     "height": optional(int),

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import pytest
 
 from peerstore.methods import methods
-from peerstore.policy import EVERYONE, SERVED, Decision, Policy
+from peerstore.policy import EVERYONE, SERVED, Decision, Policy, Visit
 from peerstore.session import UPDATE_REFUSED, Send, Session, Store, Stored
 from peerstore.types import BackupKind, NodeId
 from peerstore.wire import features
@@ -92,7 +92,7 @@ class WhoHas(NamedTuple):
     answered: bool
     members: tuple[NodeId, ...] = (ME,)
 
-    def within(self, node_id: NodeId) -> bool:
+    def within(self, node_id: NodeId, visit: Visit | None) -> bool:
         return node_id in self.members
 
 
@@ -111,29 +111,29 @@ def test_deny_beats_allow_and_both_beat_the_mode(case: Case) -> None:
     served = not (case.denied or case.rule == "deny") and (
         case.serve == "anyone" or case.allowed or case.rule == "allow"
     )
-    decision = policy_of(case).decide(ME, known=False)
+    decision = policy_of(case).decide(ME, None)
     assert (decision == SERVED) is served
     assert decision.offered is served
     # It goes into a warning.
     assert decision.refusal.isprintable()
     assert ME.hex() not in decision.refusal
     # Of others nothing is said by that.
-    assert (policy_of(case, OTHER).decide(ME, known=False) == SERVED) is (case.serve == "anyone")
+    assert (policy_of(case, OTHER).decide(ME, None) == SERVED) is (case.serve == "anyone")
 
 
 def test_everyone_is_served_without_a_policy() -> None:
     assert Policy() == EVERYONE
-    assert EVERYONE.decide(ME, known=False) == SERVED == Decision(refusal="", offered=True)
+    assert EVERYONE.decide(ME, None) == SERVED == Decision(refusal="", offered=True)
 
 
 def test_who_has_a_channel_is_served_where_channels_count() -> None:
     with_channel, stranger = WhoHas(answered=True), WhoHas(answered=True, members=())
-    assert Policy("channels", channels=with_channel).decide(ME, known=False) == SERVED
-    for known in (False, True):
-        decision = Policy("channels", channels=stranger).decide(ME, known=known)
+    assert Policy("channels", channels=with_channel).decide(ME, None) == SERVED
+    for visit in (None, Visit(), Visit(7)):
+        decision = Policy("channels", channels=stranger).decide(ME, visit)
         assert "a channel with" in decision.refusal
         assert not decision.offered
-    assert Policy("allowlist", channels=with_channel).decide(ME, known=True) != SERVED
+    assert Policy("allowlist", channels=with_channel).decide(ME, Visit()) != SERVED
 
 
 @pytest.mark.parametrize("channels", [None, WhoHas(answered=False, members=())])
@@ -141,13 +141,13 @@ def test_before_the_routing_node_has_answered_only_strangers_are_told_to_try_aga
     channels: WhoHas | None,
 ) -> None:
     policy = Policy("channels", channels=channels)
-    assert policy.decide(ME, known=True) == SERVED
-    decision = policy.decide(ME, known=False)
+    assert policy.decide(ME, Visit()) == SERVED
+    decision = policy.decide(ME, None)
     assert "try again later" in decision.refusal
     assert decision.offered
     # Who is remembered to have a channel is no stranger.
     known = WhoHas(answered=False)
-    assert Policy("channels", channels=known).decide(ME, known=False) == SERVED
+    assert Policy("channels", channels=known).decide(ME, None) == SERVED
 
 
 # A session of a peer that is not served

@@ -29,10 +29,10 @@ ALLOWED: dict[str, set[str]] = {
     "confirmation": set(),
     "session": {"errors", "types", "wire", "streams", "confirmation"},
     "channels": {"errors", "types"},
-    "retention": {"types", "channels"},
+    "retention": {"types", "channels", "policy"},
     "store": {"errors", "types", "channels"},
     "policy": {"types"},
-    "watch": {"errors", "types", "channels", "retention", "store"},
+    "watch": {"errors", "types", "channels", "policy", "retention", "store"},
     "server": {
         *("errors", "types", "wire", "transport", "connection", "session", "store", "policy"),
     },

@@ -130,6 +130,12 @@ def test_a_reorganization_below_the_closing_begins_the_count_anew() -> None:
     assert after([], closed, said(58, is_closed(FIRST)))[FIRST].closed_height == 58
 
 
+def test_a_height_that_was_nonsense_is_got_over() -> None:
+    nonsense = said(60, is_closed(FIRST, 5_000_000))
+    found = after([], nonsense, said(61, is_closed(FIRST, 55)), said(62, is_closed(FIRST, 55)))
+    assert (found[FIRST].unsettled, found[FIRST].closed_height) == (False, 61)
+
+
 def test_two_peers_may_name_one_channel_id() -> None:
     answer = said(60, is_open(FIRST), NodeChannel(BOB, FIRST, open=False, closed_height=42))
     assert {channel.key: channel.open for channel in learned({}, answer, aged=1, now=1)} == {
@@ -147,13 +153,17 @@ def test_a_closing_above_the_chain_does_not_count_yet() -> None:
 
 def test_who_counts_as_having_a_channel() -> None:
     members = Members([known(FIRST, open=False, closed_height=100, closed=1, closed_at=1)])
-    assert members.within(ALICE, 100 + BLOCKS - 1, BLOCKS)
-    assert not members.within(ALICE, 100 + BLOCKS, BLOCKS)
+    assert members.within(ALICE, None, 100 + BLOCKS - 1, BLOCKS)
+    assert not members.within(ALICE, None, 100 + BLOCKS, BLOCKS)
+    # A visit since then counts as well.
+    assert members.within(ALICE, 110, 110 + BLOCKS - 1, BLOCKS)
+    assert not members.within(ALICE, 110, 110 + BLOCKS, BLOCKS)
+    assert not members.within(BOB, 110, 110, BLOCKS)
     # No height, no end.
-    assert members.within(ALICE, None, BLOCKS)
-    assert not members.within(BOB, None, BLOCKS)
+    assert members.within(ALICE, None, None, BLOCKS)
+    assert not members.within(BOB, None, None, BLOCKS)
     members.learn([known(SECOND, open=True)])
-    assert members.within(ALICE, 100_000, BLOCKS)
+    assert members.within(ALICE, None, 100_000, BLOCKS)
 
 
 # The store and the watch beside a chain

@@ -127,6 +127,7 @@ async def test_from_nothing_to_a_backup_that_goes(node: FakeNode, tmp_path: Path
         assert info["well"], info["problems"]
         assert info["channel_source"] == {
             "node_id": node.node_id,
+            "answered": True,
             "trusted": True,
             "error": None,
             "height": 700,
@@ -270,6 +271,58 @@ async def test_what_depends_on_the_node_needs_the_daemon(node: FakeNode, tmp_pat
         # What does not depend on it goes on; nothing ages by that.
         pinned = await here.command("backups", "pin", ALICE.node_id.hex(), "--revision", "1")
         assert pinned.code == 0
+
+
+async def test_a_kill_forgets_no_visit(node: FakeNode, tmp_path: Path) -> None:
+    node.rows = [channel(ALICE, 1)]
+    async with beside(node, tmp_path) as here:
+        await here.start()
+        await here.meet(ALICE, b"backup")
+        node.rows = [channel(ALICE, 1, Kind.CLOSED, 700)]
+        node.height = 700 + BLOCKS - 1
+        assert await here.prune() == []
+        assert await here.meet(ALICE, b"newer") == b"backup"
+        await asyncio.to_thread(here.daemon.kill)
+        node.height = 700 + BLOCKS
+        await here.start()
+        assert await here.prune() == []
+        assert await here.meet(ALICE) == b"newer"
+
+
+async def test_who_is_connected_loses_service_with_the_height(
+    node: FakeNode, tmp_path: Path
+) -> None:
+    node.rows = [channel(ALICE, 1, Kind.CLOSED, 600)]
+    async with beside(node, tmp_path) as here:
+        await here.start()
+        await here.prune()
+        async with await Client.connect(here.daemon.address, ALICE) as client:
+            await client.init(Network.REGTEST)
+            node.height = 700 + 2 * BLOCKS
+            await here.prune()
+            await client.store(b"backup")
+            with pytest.raises(StorageRefusedError):
+                await client.confirm()
+
+
+async def test_the_story_of_a_peer_agrees_with_the_daemon(node: FakeNode, tmp_path: Path) -> None:
+    """Before the first answer who has a backup is served, whether or not it had a channel."""
+    async with beside(node, tmp_path, "anyone") as here:
+        await here.start()
+        await here.meet(BOB, b"backup")
+        assert await asyncio.to_thread(here.daemon.stop) == 0
+        here.daemon.settings = settings(node)
+        await node.stop()
+        await here.start()
+        await here.meet(BOB, b"newer")
+        assert (await here.document("peers", "show", BOB.node_id.hex()))["served"]
+        await node.start()
+        await here.prune()
+        offered, _ = await here.refused(BOB)
+        assert not offered
+        story = await here.document("peers", "show", BOB.node_id.hex())
+        assert not story["served"]
+        assert "a channel with" in story["not_served_because"]
 
 
 async def test_a_channel_source_needs_a_restart(tmp_path: Path) -> None:

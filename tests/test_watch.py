@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-from collections.abc import AsyncIterator, Callable
+import shutil
+import sqlite3
+from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -16,12 +18,14 @@ from peerstore.channels.base import Answer, KnownChannel, NodeChannel
 from peerstore.errors import SourceError
 from peerstore.store import operations
 from peerstore.store.base import Retention
+from peerstore.store.due import Place
+from peerstore.store.snapshot import restore, snapshot
 from peerstore.store.sqlite import SqliteStore
 from peerstore.store.times import Moment
-from peerstore.types import BackupKind, ChannelState, NodeId, Slot
+from peerstore.types import BackupKind, ChannelState, Network, NodeId, Slot
 from peerstore.watch import ChannelWatch
 from tests.store_contract import Recorder, peer
-from tests.test_store import SqliteBackend
+from tests.test_store import NODE_ID, SqliteBackend
 
 NODE, OTHER_NODE, ALICE, BOB = peer(9), peer(8), peer(1), peer(2)
 CHANNEL = b"\x01" * 32
@@ -136,8 +140,8 @@ async def test_what_is_remembered_outlives_a_restart(watched: Watched) -> None:
     await watched.start()
     watch = watched.watch
     assert not watch.describe()["trusted"]
-    assert watch.within(ALICE)
-    assert watch.within(BOB)
+    assert watch.within(ALICE, None)
+    assert watch.within(BOB, None)
     known = await watched.store.reader.node_channels()
     assert [(c.node_id, c.open, c.closed_height) for c in known] == [
         (ALICE, True, None),
@@ -147,14 +151,15 @@ async def test_what_is_remembered_outlives_a_restart(watched: Watched) -> None:
     assert watch.describe()["height"] == 100
     await watched.look(said(90 + BLOCKS, open_channel(), closed_channel(90, BOB)))
     assert watch.answered
-    assert not watch.within(BOB)
-    assert watch.within(ALICE)
+    assert not watch.within(BOB, None)
+    assert watch.within(ALICE, None)
 
 
 async def test_nothing_can_be_trusted_before_the_first_answer(watched: Watched) -> None:
     assert watched.store.moment == Moment(0, 0, aging=False)
     assert watched.watch.describe() == {
         "node_id": None,
+        "answered": False,
         "trusted": False,
         "error": "it was not asked yet",
         "height": None,
@@ -165,6 +170,7 @@ async def test_nothing_can_be_trusted_before_the_first_answer(watched: Watched) 
     assert watched.store.moment == Moment(0, 0, 100)
     assert watched.watch.describe() == {
         "node_id": NODE.hex(),
+        "answered": True,
         "trusted": True,
         "error": None,
         "height": 100,
@@ -195,12 +201,12 @@ async def test_while_it_cant_be_trusted_nothing_ages_and_nobody_loses_service(
     watched.backend.clock.advance(10**7)
     assert watched.store.moment.aged == aged
     assert watched.store.seen >= 10**7
-    assert watched.watch.within(ALICE)
+    assert watched.watch.within(ALICE, None)
     assert await watched.due() == set()
     await watched.look(said(100 + BLOCKS, closed_channel(100)))
     assert not watched.watch.error
     assert await watched.due() == {ALICE}
-    assert not watched.watch.within(ALICE)
+    assert not watched.watch.within(ALICE, None)
 
 
 async def test_a_visit_while_no_height_is_known_counts_as_one_at_the_next(watched: Watched) -> None:
@@ -213,6 +219,94 @@ async def test_a_visit_while_no_height_is_known_counts_as_one_at_the_next(watche
     assert await watched.due() == set()
     await watched.look(said(150 + BLOCKS, closed_channel(90)))
     assert await watched.due() == {ALICE}
+
+
+async def test_a_visit_in_an_outage_is_not_taken_for_the_one_before(watched: Watched) -> None:
+    await watched.look(said(100, closed_channel(90)))
+    await watched.put(Slot(ALICE, BackupKind.PEER_STORAGE))
+    await watched.look(SourceError("down"))
+    await watched.put(Slot(ALICE, BackupKind.PEER_STORAGE))
+    await watched.store.save_visits()
+    await watched.look(said(100 + BLOCKS, closed_channel(90)))
+    assert await watched.due() == set()
+    await watched.look(said(100 + 2 * BLOCKS, closed_channel(90)))
+    assert await watched.due() == {ALICE}
+
+
+async def test_a_visit_at_another_height_is_on_disk_before_what_it_stores(
+    watched: Watched,
+) -> None:
+    """A daemon that is killed forgets no visit of which a peer was told anything."""
+    slot = Slot(ALICE, BackupKind.PEER_STORAGE)
+
+    def last_height() -> object:
+        with contextlib.closing(sqlite3.connect(watched.backend.path)) as database:
+            return database.execute("SELECT last_height FROM peer").fetchone()[0]
+
+    await watched.look(said(100, closed_channel(90)))
+    await watched.put(slot)
+    await watched.look(said(115, closed_channel(90)))
+    assert last_height() == 100
+    # The same bytes again: nothing else has to be written.
+    lease = await watched.store.open_lease(ALICE, Recorder())
+    lease.put(1, slot, b"backup")
+    await watched.store.settle()
+    assert last_height() == 115
+    lease.close()
+
+
+async def test_nothing_goes_when_the_node_is_lost_within_a_prune(watched: Watched) -> None:
+    await watched.look(said(100, closed_channel(100)))
+    await watched.put(Slot(ALICE, BackupKind.PEER_STORAGE))
+    watched.backend.clock.advance(10**7)  # far behind after_close
+    await watched.look(said(101, closed_channel(100)))
+
+    def reserve(node_ids: Iterable[NodeId]) -> set[NodeId]:
+        return set(node_ids)
+
+    async def lost(tx: operations.Transaction) -> set[NodeId]:
+        return set()
+
+    for rule in range(3):
+        watched.store.trust(None)
+        prune, pruned, following = operations.prune(CLOSE, Place(rule), lost, reserve)
+        await watched.store.run(prune)
+        assert (pruned, following) == ([], [None])
+    assert len([v async for v in watched.store.versions()]) == 1
+
+
+async def test_what_was_restored_has_all_its_time_again(watched: Watched, tmp_path: Path) -> None:
+    await watched.look(said(100, closed_channel(100)))
+    await watched.put(Slot(ALICE, BackupKind.PEER_STORAGE))
+    await watched.store.save_visits()
+    snapshot(watched.backend.path, tmp_path / "copy.db")
+    await watched.store.close()
+    restore(
+        tmp_path / "copy.db", watched.backend.path, node_id=NODE_ID, network=Network.REGTEST, now=1
+    )
+    await watched.start()
+    for height, expected in ((5000, set()), (5000 + BLOCKS, {ALICE})):
+        await watched.look(said(height, closed_channel(100)))
+        assert await watched.due() == expected
+
+
+async def test_an_old_copy_put_back_by_hand_has_all_its_time_again(
+    watched: Watched, tmp_path: Path
+) -> None:
+    await watched.look(said(100, closed_channel(100)))
+    await watched.put(Slot(ALICE, BackupKind.PEER_STORAGE))
+    await watched.store.close()
+    shutil.copy(watched.backend.path, tmp_path / "old.db")
+    await watched.start()
+    await watched.put(Slot(BOB, BackupKind.PEER_STORAGE))
+    await watched.store.close()
+    shutil.copy(tmp_path / "old.db", watched.backend.path)
+    await watched.start()
+    for height, expected in ((5000, set()), (5000 + BLOCKS, {ALICE})):
+        await watched.look(said(height, closed_channel(100)))
+        assert await watched.due() == expected
+    kinds = {alarm.kind for alarm in await watched.store.reader.alarms(acknowledged=False)}
+    assert "behind" in kinds
 
 
 async def test_many_visits_get_their_height_piece_by_piece(
@@ -255,7 +349,7 @@ async def test_another_routing_node_raises_an_alarm(watched: Watched) -> None:
     assert NODE.hex() in alarm.text
     assert OTHER_NODE.hex() in alarm.text
     # There is time to mend it.
-    assert watched.watch.within(ALICE)
+    assert watched.watch.within(ALICE, None)
     assert await watched.due() == set()
     await watched.look(said(200 + BLOCKS, open_channel()))
     (alarm,) = await watched.store.reader.alarms(acknowledged=False)
@@ -271,12 +365,14 @@ async def test_who_has_channels_is_told_on_when_that_changes(watched: Watched) -
     await watched.look(SourceError("down"))
     assert watched.told == 0
     await watched.look(said(100))
-    await watched.look(said(101))
+    await watched.look(said(100))
     assert watched.told == 1
-    await watched.look(said(101, open_channel()))
+    await watched.look(said(101))  # who is within retention depends on it
     assert watched.told == 2
-    await watched.look(said(102, closed_channel(102)))
+    await watched.look(said(101, open_channel()))
     assert watched.told == 3
+    await watched.look(said(101, closed_channel(101)))
+    assert watched.told == 4
 
 
 async def test_a_database_that_cant_be_written_is_no_answer(watched: Watched) -> None:
@@ -288,7 +384,7 @@ async def test_a_database_that_cant_be_written_is_no_answer(watched: Watched) ->
     assert not watched.store.moment.aging
     await watched.look(said(101, open_channel()))
     assert not watched.watch.error
-    assert watched.watch.within(ALICE)
+    assert watched.watch.within(ALICE, None)
 
 
 async def _failing(tx: operations.Transaction) -> set[NodeId]:

@@ -17,8 +17,8 @@ MAX_ANSWER = 256 * 1024 * 1024
 ANSWER_SECONDS = 30.0
 """How long a node may be silent while an answer is due; a whole answer may take ten times that."""
 
-Height = Annotated[int, msgspec.Meta(ge=0, le=0xFFFFFFFF)]
-"""A block height; every node keeps it in 32 bits."""
+Height = Annotated[int, msgspec.Meta(ge=0, le=20_000_000)]
+"""A block height; a higher one than a block a minute would have made by now is nonsense."""
 
 T = TypeVar("T")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import ssl
+import stat
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -19,6 +20,9 @@ from peerstore.channels.answers import decode, printable
 from peerstore.errors import SourceError
 
 T = TypeVar("T")
+
+_MAX_CREDENTIAL = 64 * 1024
+"""Bytes of a certificate, macaroon or password that are read."""
 
 _MAX_REFUSAL = 64 * 1024
 """Bytes read of an answer that says why something was refused."""
@@ -39,7 +43,11 @@ class Access:
 def read_credential(path: Path, what: str) -> bytes:
     """A file's bytes; raises SourceError that names it, never what is in it."""
     try:
-        data = path.read_bytes()
+        # A pipe or device of that name must not hold the daemon up.
+        with open(path, "rb", opener=_open_at_once) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise SourceError(f"{what} {path} is no file: correct the path")
+            data = file.read(_MAX_CREDENTIAL)
     except FileNotFoundError as error:
         raise SourceError(
             f"{what} {path} is not there: put it there, or correct the path"
@@ -51,6 +59,10 @@ def read_credential(path: Path, what: str) -> bytes:
     if not data.strip():
         raise SourceError(f"{what} {path} is empty: copy it anew from the node")
     return data
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 class HttpApi:

@@ -23,7 +23,7 @@ from peerstore.cli.output import Column, Row, limited, nothing_fits, one_of, pai
 if TYPE_CHECKING:
     from peerstore.store.base import Alarm
 
-KINDS = ("shrink", "damaged", "behind")
+KINDS = ("shrink", "damaged", "behind", "source")
 SORTS: dict[str, Callable[[Alarm], Any]] = {
     "number": lambda alarm: alarm.number,
     "kind": lambda alarm: (alarm.kind, alarm.number),
@@ -39,7 +39,7 @@ def alarms() -> None:
 
 @alarms.command("list")
 @click.option("--all", "every", is_flag=True, help="Those that were acknowledged too.")
-@filter_option("kind=shrink|damaged|behind.")
+@filter_option("kind=shrink|damaged|behind|source.")
 @sort_option(tuple(SORTS))
 @limit_option
 @json_option

@@ -39,6 +39,7 @@ from peerstore.cli.output import (
     table,
     yes_or_no,
 )
+from peerstore.errors import ControlError, NotRunningError
 
 FORGET_DIGITS = 8
 SORTS = ("node_id", "first_seen", "last_seen", "backups", "bytes")
@@ -235,6 +236,7 @@ async def _story(app: App, text: str) -> dict[str, Any]:
         stranger_document,
         version_document,
     )
+    from peerstore.policy import Visit
     from peerstore.retention import Members, Remembered
     from peerstore.store.reader import SqliteReader
     from peerstore.wire import features
@@ -259,13 +261,14 @@ async def _story(app: App, text: str) -> dict[str, Any]:
         refusals = [refusal_document(refusal) for refusal in await reader.refusals(node_id)]
         height = (await reader.meta()).moment.height
         members = Members(await reader.node_channels(node_id))
-    remembered = Remembered(members, height, keep.blocks)
+    remembered = Remembered(members, height, keep.blocks, _answered(app))
+    visit = Visit(found[0].last_height) if found else None
     if found:
         document = peer_document(found[0], live)
     else:
         document = stranger_document(node_id.hex(), rules.get(node_id, ""), live)
     connection = (live or {}).get(node_id.hex())
-    refusal = policy(config, rules, remembered).decide(node_id, known=bool(found)).refusal
+    refusal = policy(config, rules, remembered).decide(node_id, visit).refusal
     field = bytes.fromhex(connection["features"]) if connection else b""
     bits = features.decode_features(field or (found[0].features if found else b""))
     return {
@@ -281,6 +284,15 @@ async def _story(app: App, text: str) -> dict[str, Any]:
         "refusals": refusals,
         "alarms": alarms,
     }
+
+
+def _answered(app: App) -> bool:
+    """Whether the routing node has said who has channels, since the daemon was started."""
+    try:
+        source = ask(app, "daemon.info")["channel_source"]
+    except (NotRunningError, ControlError):
+        return False
+    return source is not None and bool(source["answered"])
 
 
 def _words(story: dict[str, Any]) -> str:

@@ -94,13 +94,14 @@ class Peer:
     `features` is the field of its last `init`, as far as its bits have a name; `address` is where
     it came from last. `rule` is "allow", "deny" or "". `backups` and `bytes` count what is stored,
     kept versions included in the bytes. `away` is for how many seconds the daemon has not seen it,
-    other times are Unix seconds.
+    `last_height` the block height then, None where it is not known; other times are Unix seconds.
     """
 
     node_id: NodeId
     first_seen_at: int
     last_seen_at: int
     away: int
+    last_height: int | None
     established: bool
     address: str
     features: bytes
@@ -266,6 +267,10 @@ class Lease(Protocol):
     def channels(self) -> Mapping[bytes, ChannelState | None]:
         """The state of each channel that has a backup, by channel id; None where it does not
         match its digest."""
+
+    @property
+    def last_height(self) -> int | None:
+        """The block height at the visit before this one, None where it is not known."""
 
     @property
     def node_backup_forgone(self) -> bool:

@@ -75,7 +75,7 @@ class Holdings:
     says until when a slot is held. `rows` are all its versions. `channels` are the states of the
     channels that have a backup, None where one is damaged; `forgone` is whether the peer must not
     be shown its node backup. `first_seen` is None for a peer that is not known yet. Times are
-    seconds that the daemon has seen pass.
+    seconds that the daemon has seen pass. `last_aged` and `last_height` are of the visit before.
     """
 
     current: dict[Slot, Current] = field(default_factory=dict)
@@ -87,6 +87,8 @@ class Holdings:
     size: int = 0
     first_seen: int | None = None
     established: bool = False
+    last_aged: int = 0
+    last_height: int | None = None
 
 
 class LeaseStore(Protocol):
@@ -162,6 +164,10 @@ class SqliteLease:
     @property
     def channels(self) -> Mapping[bytes, ChannelState | None]:
         return self.holdings.channels
+
+    @property
+    def last_height(self) -> int | None:
+        return self.holdings.last_height
 
     @property
     def node_backup_forgone(self) -> bool:

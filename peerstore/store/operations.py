@@ -181,6 +181,16 @@ def learn_node(node_id: NodeId, height: int) -> Operation:
     return operation
 
 
+def renew_visits() -> Operation:
+    """Take every peer to have been here just now, where it is not known who was."""
+
+    async def operation(tx: Transaction) -> set[NodeId]:
+        await tx.all("UPDATE peer SET last_height = NULL, last_aged = ?", tx.moment.aged)
+        return set()
+
+    return operation
+
+
 def date_visits(limit: int) -> tuple[Operation, list[int]]:
     """Give a height to visits of a time when none was known: the one now, for it is no lower.
 
@@ -219,6 +229,9 @@ def prune(
 
     async def operation(tx: Transaction) -> set[NodeId]:
         await write_visits(tx)
+        if not tx.moment.aging:
+            following.append(None)  # the routing node was lost meanwhile
+            return set()
 
         async def run(sql: str, values: dict[str, object]) -> list[Any]:
             return list(await tx.connection.execute_fetchall(sql, values))

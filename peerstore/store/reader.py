@@ -53,7 +53,7 @@ CHANNEL_COLUMNS = (
 _HOLDINGS_OF = f"""
     SELECT {_REVISION}, b.id, b.last_seen_at, b.opened, b.pins, b.replaced IS NULL,
            h.backup_id IS b.id AND (h.until IS NULL OR h.until > :seen), h.until, p.first_seen,
-           p.established, p.forgone, {CHANNEL_COLUMNS}
+           p.established, p.forgone, p.last_aged, p.last_height, {CHANNEL_COLUMNS}
     FROM (SELECT :node_id AS node_id) AS n
     LEFT JOIN peer AS p ON p.node_id = n.node_id
     LEFT JOIN backup AS b ON b.node_id = n.node_id AND b.kind IN (1, 2, 3)
@@ -87,8 +87,8 @@ _OF_ONE_PEER = "b.node_id = :node_id"
 _FROM_KEY = "(b.node_id, b.kind, b.channel_id, b.id) > (:node_id, :kind, :channel_id, :id)"
 
 _PEERS = """
-    SELECT p.node_id, p.first_seen_at, p.last_seen_at, m.seen - p.last_seen, p.established,
-           p.address, p.features, p.forgone, coalesce(r.rule, ''),
+    SELECT p.node_id, p.first_seen_at, p.last_seen_at, m.seen - p.last_seen,
+           p.last_height, p.established, p.address, p.features, p.forgone, coalesce(r.rule, ''),
            (SELECT count(*) FROM backup AS b WHERE b.node_id = p.node_id AND b.kind IN (1, 2, 3)
                                                    AND b.replaced IS NULL),
            (SELECT coalesce(sum(b.size), 0) FROM backup AS b
@@ -100,8 +100,8 @@ PEER_ORDERS = {
     "node_id": "p.node_id",
     "first_seen": "p.first_seen_at",
     "last_seen": "p.last_seen_at",
-    "backups": "10 DESC",
-    "bytes": "11 DESC",
+    "backups": "11 DESC",
+    "bytes": "12 DESC",
 }
 """What a list of peers can be sorted by."""
 
@@ -242,6 +242,7 @@ class SqliteReader:
             row_id, last_seen_at, opened, pins, current, held, until = row[7:14]
             holdings.first_seen, holdings.established = row[14], bool(row[15])
             holdings.forgone = bool(row[16])
+            holdings.last_aged, holdings.last_height = row[17] or 0, row[18]
             if row_id is None:
                 continue
             revision = _revision(row)
@@ -256,7 +257,7 @@ class SqliteReader:
                     row_id, revision, last_seen_at, opened, pins, held=bool(held)
                 )
                 if slot.kind is BackupKind.CHANNEL_BACKUP:
-                    holdings.channels[slot.channel_id] = channel_state(slot, row[17:])
+                    holdings.channels[slot.channel_id] = channel_state(slot, row[19:])
         # The newest, where a damaged row could not be marked as replaced.
         for slot, newest in holdings.current.items():
             holdings.given.setdefault(slot, (newest.row_id, newest.revision))
@@ -589,11 +590,11 @@ def _channel_row(row: Any) -> ChannelRow:
 
 
 def _peer(row: Any) -> Peer:
-    node_id, first_seen_at, last_seen_at, away, established, address, features, *rest = row
-    forgone, rule, backups, size = rest
+    node_id, first_seen_at, last_seen_at, away, last_height, established, *rest = row
+    address, features, forgone, rule, backups, size = rest
     return Peer(
-        NodeId(node_id), first_seen_at, last_seen_at, away, bool(established), address, features,
-        bool(forgone), rule, backups, size,
+        NodeId(node_id), first_seen_at, last_seen_at, away, last_height, bool(established), address,
+        features, bool(forgone), rule, backups, size,
     )  # fmt: skip
 
 

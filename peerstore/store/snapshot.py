@@ -201,6 +201,11 @@ def restore(
             if _schema_version(connection) > 1:
                 # The first schema has no epoch: its upgrade makes a new one.
                 connection.execute("UPDATE meta SET epoch = randomblob(16)")
+            if _schema_version(connection) > 4:
+                # Who was here since is not known: everybody was, as far as retention goes.
+                connection.execute(
+                    "UPDATE peer SET last_height = NULL, last_aged = (SELECT aged FROM meta)"
+                )
         kept = None
         if database.exists():
             kept = database.with_name(f"{database.name}.replaced-{now}")

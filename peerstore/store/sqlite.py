@@ -63,6 +63,9 @@ READERS = 2
 FLUSH_SECONDS = 60.0
 """How often what is known of peers and time is written when nothing else is."""
 
+LATE_VISIT_SECONDS = 3600
+"""How old the last written visit of a peer may get; one at another height is written at once."""
+
 MARK_SECONDS = 1.0
 """How old the commit mark may get."""
 
@@ -143,6 +146,7 @@ class SqliteStore:
         self._operations: deque[tuple[Operation, asyncio.Future[None]]] = deque()
         self._visits: dict[NodeId, _Visit] = {}
         self._being_written: dict[NodeId, _Visit] = {}
+        self._late_visits = False
         # Peers of which something is just being pruned, and the event of its end.
         self._reserved: set[NodeId] = set()
         self._unreserved = asyncio.Event()
@@ -246,6 +250,14 @@ class SqliteStore:
             if state is None:
                 self._tell_of_damaged_channel(Slot(node_id, BackupKind.CHANNEL_BACKUP, channel_id))
         self.visit(lease)
+        moment, before = self.moment, lease.holdings
+        if before.first_seen is not None and (
+            before.last_height != moment.height
+            or moment.aged - before.last_aged >= LATE_VISIT_SECONDS
+        ):
+            # Retention counts from here on also when the daemon is killed now.
+            self._late_visits = True
+            self._work.set()
         return lease
 
     def submit(self, lease: SqliteLease, slot: Slot, change: Change) -> None:
@@ -323,7 +335,7 @@ class SqliteStore:
         place: Place | None = Place()
         if dry_run:
             await self.save_visits()
-            while place is not None:
+            while place is not None and self.moment.aging:
                 due, place = await self.reader.next_due(retention, self.moment, place)
                 found += [each for each in due if each.slot.node_id not in self._leases]
             return found
@@ -424,6 +436,7 @@ class SqliteStore:
             # Not waited for: peers are served also where it can't be written now. The mark stays
             # ahead until it is.
             self._submit_operation(operations.raise_alarm("behind", text, None, mark.revision))
+            self._submit_operation(operations.renew_visits())
 
     @staticmethod
     def _counted(counts: Counts, last_revision: int) -> Totals:
@@ -446,9 +459,11 @@ class SqliteStore:
             except TimeoutError:
                 await self._flush()
             self._work.clear()
-            while self._waiting or self._operations:
+            while self._waiting or self._operations or self._late_visits:
                 if self._clocks.monotonic() - self._flushed >= FLUSH_SECONDS:
                     await self._flush()
+                elif self._late_visits:
+                    await self._save_times()
                 if self._operations:
                     await self._operate(*self._operations.popleft())
                 if self._waiting:
@@ -758,6 +773,11 @@ class SqliteStore:
         self._flushed = self._clocks.monotonic()
         for lease in self._leases.values():
             self.visit(lease)  # who is here is seen
+        await self._save_times()
+        self._mark()
+
+    async def _save_times(self) -> None:
+        self._late_visits = False
         try:
             tx = self._transaction()
             await statements.write_times(tx)
@@ -768,7 +788,6 @@ class SqliteStore:
             await self._failed(error)
         else:
             self._visits_written()
-        self._mark()
 
     async def _write_visits(self, tx: Transaction) -> set[NodeId]:
         visits, self._visits = self._visits, {}
