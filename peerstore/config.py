@@ -29,6 +29,7 @@ from peerstore.config_values import (
     Alias,
     Duration,
     FileName,
+    HttpsUrl,
     HttpUrl,
     ListenAddress,
     NodeIdText,
@@ -102,7 +103,7 @@ class Cln(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Lnd(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """[channels.lnd]: lnd's REST interface."""
 
-    url: HttpUrl = HttpUrl("https://127.0.0.1:8080")
+    url: HttpsUrl = HttpsUrl("https://127.0.0.1:8080")
     tls_cert: OptionalFile = OptionalFile("")
     macaroon_file: OptionalFile = OptionalFile("")
 
@@ -429,7 +430,7 @@ def _shown(value: object) -> str:
         text = json.dumps(value, ensure_ascii=False, default=str)
     except (ValueError, RecursionError):  # an integer of thousands of digits, lists within lists
         text = "..."
-    text = re.sub(r"://.*@", "://***@", text)
+    text = re.sub(r'(^"|://).*@', r"\1***@", text)
     return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}..."
 
 

@@ -21,7 +21,7 @@ _LONGEST_DURATION = 36525 * 86400  # seconds; keeps now minus a duration a valid
 _UNIT_BYTES = {"B": 1, **{f"{p}B": 1000**n for n, p in enumerate("kMGT", 1)},
                **{f"{p}iB": 1024**n for n, p in enumerate("KMGT", 1)}}  # fmt: skip
 _SIZE = re.compile(r"([0-9]{1,15})(B|[kMGT]B|[KMGT]iB)")
-_HOST_NAME = re.compile(r"(?:[\w-]+\.)*(?![0-9]+$)[\w-]+", re.ASCII)
+_HOST_NAME = re.compile(r"(?:[\w-]{1,63}\.)*(?![0-9]+$)[\w-]{1,63}", re.ASCII)
 
 
 class Duration(float):
@@ -178,6 +178,10 @@ class OptionalFile(FileName):
     nothing; `~` is the user's home."""
 
     def __new__(cls, text: str) -> Self:
+        try:
+            Path(text).expanduser()
+        except RuntimeError:
+            raise ValueError(f"{text!r}: there is no such home: write the path out") from None
         return super().__new__(cls, text) if text else str.__new__(cls, "")
 
     def path(self, data_dir: Path) -> Path:
@@ -188,15 +192,22 @@ class OptionalFile(FileName):
 class HttpUrl(str):
     """`http://host:port` or `https://host:port`."""
 
+    _schemes: tuple[str, ...] = ("http", "https")
+
     def __new__(cls, text: str) -> Self:
+        if "@" in text:  # nothing else is said of it: it may hold a password
+            raise ValueError("leave user and password out of the URL")
         scheme, separator, address = text.rstrip("/").partition("://")
-        if scheme not in ("http", "https") or not separator:
-            raise ValueError('expected a URL such as "https://127.0.0.1:8080"')
-        try:
-            parse_host_port(address)
-        except AddressError as error:
-            raise ValueError(str(error)) from None
+        if scheme not in cls._schemes or not separator:
+            raise ValueError(f'expected a URL such as "{cls._schemes[-1]}://127.0.0.1:8080"')
+        PublicAddress(address)
         return super().__new__(cls, text.rstrip("/"))
+
+
+class HttpsUrl(HttpUrl):
+    """`https://host:port`."""
+
+    _schemes = ("https",)
 
 
 _TAKEN = (".lock", ".mark", ".sock")

@@ -453,6 +453,10 @@ class FakeHttp(FakeNode):
         self.status = 0
         """An HTTP status to answer with, 0 for the right one."""
         self.content_type = "application/json"
+        self.padding = ""
+        """What makes each open channel's row longer."""
+        self.redirect = ""
+        """Where everybody is sent."""
         self.echo = False
         """Whether errors repeat the credentials."""
         self.events: asyncio.Queue[dict[str, object] | bytes | None] = asyncio.Queue()
@@ -507,6 +511,8 @@ class FakeHttp(FakeNode):
 
     async def _serve(self, request: web.Request) -> web.StreamResponse:
         self.asked.append(request.path)
+        if self.redirect:
+            raise web.HTTPTemporaryRedirect(self.redirect)
         if self.status:
             return self.refuse(self.status, self.secret if self.echo else "")
         if not self.allowed(request):
@@ -711,7 +717,15 @@ class FakeLnd(FakeHttp):
                 "total_limbo_balance": "0",
                 "pending_open_channels": pending,
                 "pending_closing_channels": [],
-                "pending_force_closing_channels": [],
+                "pending_force_closing_channels": [
+                    {
+                        "channel": self._pending(row),
+                        "closing_txid": "00" * 32,
+                        "maturity_height": self.height + 1,
+                        "pending_htlcs": [],
+                    }
+                    for row in self.of(Kind.CLOSING)
+                ],
                 "waiting_close_channels": waiting,
             }
         if request.path == "/v1/channels/closed":
@@ -728,6 +742,7 @@ class FakeLnd(FakeHttp):
             "pending_htlcs": [],
             "private": False,
             "commitment_type": "ANCHORS",
+            "memo": self.padding,
         }
 
     def _pending(self, row: Row) -> object:
@@ -860,7 +875,15 @@ class FakeEclair(FakeHttp):
             "nodeId": row.node_id,
             "channelId": row.channel_id,
             "state": state,
-            "data": {"type": "DATA_NORMAL", "commitments": {"params": {}}},
+            "data": {
+                "type": "DATA_NORMAL",
+                "commitments": {
+                    "channelParams": {"channelFeatures": ["option_static_remotekey"]},
+                    "active": [{"fundingTxIndex": 0, "localCommit": {"htlcs": [{}, {}]}}],
+                },
+                "aliases": {"localAlias": "0x1"},
+                "padding": self.padding,
+            },
         }
 
     def _closed(self, row: Row) -> dict[str, object]:

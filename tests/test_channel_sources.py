@@ -10,12 +10,14 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from peerstore.channels.answers import Gathered
+from peerstore.channels.answers import Gathered, Rows, Zero
 from peerstore.channels.base import Answer, NodeChannel
 from peerstore.channels.cln import ClnSource, Document
 from peerstore.channels.eclair import EclairSource
@@ -393,7 +395,7 @@ async def test_a_node_that_is_not_running(node: FakeNode) -> None:
         (404, "does not know"),
         (500, "HTTP 500"),
         (503, "HTTP 503"),
-        (302, "HTTP 302"),
+        (304, "HTTP 304"),
     ],
 )
 async def test_an_http_status(http: FakeHttp, status: int, says: str) -> None:
@@ -649,10 +651,18 @@ async def test_a_path_that_is_too_long_for_a_socket(cln: FakeCln) -> None:
 
 
 async def test_a_file_that_is_no_socket(cln: FakeCln) -> None:
-    path = cln.directory / "file"
-    path.touch()
-    source = ClnSource(path, Network.REGTEST)
-    assert str(path) in await fails(cln, source.ask)
+    file = cln.directory / "file"
+    file.touch()
+    for path in (file, file.parent):
+        source = ClnSource(path, Network.REGTEST)
+        assert f"{path} is no socket" in await fails(cln, source.ask)
+
+
+async def test_pages_of_moves_without_end(cln: FakeCln, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("peerstore.channels.cln._MOVES_AT_ONCE", 2)
+    move = cln_move("00" * 32, 5) | {"created_index": 1}
+    cln.answers = {"listchainmoves": {"result": {"chainmoves": [move, move]}}}
+    assert "out of order" in await fails(cln, cln.source().ask)
 
 
 JSON = st.recursive(
@@ -674,6 +684,80 @@ def test_the_end_of_a_document_is_found_whatever_its_pieces(
         whole = [document.feed(data[a:b]) for a, b in zip(bounds, ends, strict=True)]
         assert whole == [False] * (len(whole) - 1) + [True]
         assert document.data == data
+
+
+Zeros = list[Zero]
+
+
+class Channels(msgspec.Struct):
+    channels: Zeros
+
+
+FRAMES: dict[int, tuple[str, str, type[Any]]] = {
+    1: ("", "", Zeros),
+    2: ('{"channels": ', "}", Channels),
+}
+
+
+@quick
+@given(
+    rows=st.lists(st.dictionaries(st.text(), JSON)),
+    depth=st.sampled_from([1, 2]),
+    indent=st.sampled_from([None, 1]),
+    cuts=st.lists(st.integers(0, 500)),
+)
+def test_a_list_is_read_row_by_row_whatever_its_pieces(
+    rows: list[dict[str, object]], depth: int, indent: int | None, cuts: list[int]
+) -> None:
+    before, behind, frame = FRAMES[depth]
+    data = f"{before}{json.dumps(rows, ensure_ascii=False, indent=indent)}{behind}".encode()
+    expected = json.loads(json.dumps(rows))
+    for bounds in (sorted({0, *(cut for cut in cuts if cut < len(data))}), range(len(data))):
+        found: Rows[dict[str, Any]] = Rows(dict[str, Any], depth, "it", "/x")
+        for begin, end in zip(bounds, [*bounds[1:], len(data)], strict=True):
+            found.feed(data[begin:end])
+        assert found.end(frame) == expected
+    for end in range(len(data)):
+        found = Rows(dict[str, Any], depth, "it", "/x")
+        found.feed(data[:end])
+        with pytest.raises(SourceError):
+            found.end(frame)
+
+
+@quick
+@given(junk=st.binary(), depth=st.sampled_from([1, 2]), size=st.integers(1, 64))
+def test_what_is_no_list_is_refused(junk: bytes, depth: int, size: int) -> None:
+    found: Rows[dict[str, Any]] = Rows(dict[str, Any], depth, "it", "/x")
+
+    def read() -> None:
+        for begin in range(0, len(junk), size):
+            found.feed(junk[begin : begin + size])
+        found.end(FRAMES[depth][2])
+
+    if junk.strip() == b"[]":
+        return
+    with pytest.raises(SourceError) as raised:
+        read()
+    assert str(raised.value).isprintable()
+
+
+async def test_a_list_may_be_longer_than_anything_else(http: FakeHttp) -> None:
+    """What a node sends in all has no bound but the number of its channels."""
+    http.rows = [row(number % 9, number) for number in range(2000)]
+    http.padding = "x" * 200
+    assert len((await http.source(max_answer=4096).ask()).channels) == 2000
+
+
+async def test_a_redirect_is_not_followed(http: FakeHttp) -> None:
+    http.redirect = "http://127.0.0.1:9/stolen"
+    for ask in (http.source().ask, http.source().changed):
+        assert "redirects to another address" in await fails(http, ask)
+
+
+@pytest.mark.parametrize("host", ["a..b:80", "..:80", f"{'x' * 64}.b:80"])
+async def test_a_host_that_can_t_be(eclair: FakeEclair, host: str) -> None:
+    source = EclairSource(f"http://{host}", eclair.password_file, Network.REGTEST)
+    assert "no such host" in await fails(eclair, source.ask)
 
 
 # --- lnd alone -----------------------------------------------------------------------------------

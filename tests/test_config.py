@@ -792,11 +792,36 @@ def test_a_url_is_taken_without_its_slash(text: str, url: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "127.0.0.1:8080", "ftp://x:1", "https://x", "https://x:", "https://x:1/v1", "https://:1"],
+    [
+        *("", "127.0.0.1:8080", "ftp://x:1", "https://x", "https://x:", "https://x:1/v1"),
+        *("https://:1", "https://a b:80", "https://h#x:8080", "https://h?a:80", "https://x:0"),
+        *("https://%:80", "https://a..b:80", f"https://{'x' * 64}:80"),
+    ],
 )
 def test_what_is_no_url_of_a_node(text: str) -> None:
-    with pytest.raises(ValueError, match=r"URL|host:port|port is a number"):
+    with pytest.raises(ValueError, match=r"URL|host|port"):
         HttpUrl(text)
+
+
+@pytest.mark.parametrize(
+    "url", ["https://me:geheim@h:1", "https://geheim@h:1", "me:geheim@h:1", "http://geheim@[::1]"]
+)
+@pytest.mark.parametrize("node", ["lnd", "eclair"])
+def test_a_password_in_a_url_is_not_shown(tmp_path: Path, node: str, url: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        load(tmp_path, None, {}, [f"channels.{node}.url={url}"])
+    assert "leave user and password out" in str(raised.value)
+    assert "geheim" not in str(raised.value)
+
+
+def test_lnd_is_spoken_to_over_tls_alone(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="https://127"):
+        load(tmp_path, None, {}, ["channels.lnd.url=http://127.0.0.1:8080"])
+
+
+def test_a_home_that_there_is_not_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="there is no such home"):
+        load(tmp_path, None, {}, ["channels.cln.socket=~nobody-of-this-name/x"])
 
 
 def test_a_file_of_another_program_may_be_left_out_or_stand_in_a_home(tmp_path: Path) -> None:

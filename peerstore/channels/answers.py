@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, Generic, TypeVar
 
 import msgspec
 
@@ -48,6 +48,88 @@ def decode(data: bytes | bytearray | msgspec.Raw, kind: type[T], who: str, reque
         raise SourceError(
             f"{who} gave an answer to {request} that is not JSON: is it the right node and port?"
         ) from error
+
+
+class Nesting:
+    """How deep in a JSON document one is, after pieces of it that may end anywhere."""
+
+    def __init__(self) -> None:
+        self.depth = 0
+        self.in_string = False
+        self._escaping = False
+
+    def take(self, piece: bytes | bytearray) -> None:
+        """Go on by a piece."""
+        # Without its escapes a string ends at the next quote, and every second part of what the
+        # quotes divide is outside of strings: all of it at the speed of C.
+        text = _ESCAPE.sub(b"", b"\\" + piece if self._escaping else piece)
+        self._escaping = text.endswith(b"\\")
+        parts = text.split(b'"')
+        outside = b"".join(parts[self.in_string :: 2])
+        self.in_string ^= len(parts) % 2 == 0
+        self.depth += _count(outside, b"{[") - _count(outside, b"}]")
+
+
+_ESCAPE = re.compile(rb"\\.", re.DOTALL)
+
+
+def _count(text: bytes, characters: bytes) -> int:
+    return sum(text.count(character) for character in characters)
+
+
+class Rows(Generic[T]):
+    """Reads a document that is one long list, piece by piece and row by row.
+
+    So neither the whole of it is in memory at once, nor is it decoded in one go, during which
+    nothing else would run. The rows are objects, `depth` deep; the document without them is checked
+    at its end. Raises SourceError.
+    """
+
+    def __init__(self, kind: type[T], depth: int, who: str, request: str) -> None:
+        self.rows: list[T] = []
+        self._kind = kind
+        self._depth = depth
+        self._who = who
+        self._request = request
+        self._nesting = Nesting()
+        self._buffer = bytearray()
+        self._looked_at = 0
+        self._frame = bytearray()
+
+    @property
+    def waiting(self) -> int:
+        """Bytes of a row that is not whole yet."""
+        return len(self._buffer)
+
+    def feed(self, piece: bytes) -> None:
+        """Take a piece."""
+        self._buffer += piece
+        data = bytes(self._buffer)
+        taken = 0
+        for match in _ROW_MAY_END.finditer(data, self._looked_at):
+            self._nesting.take(data[self._looked_at : match.end()])
+            self._looked_at = match.end()
+            if self._nesting.depth == self._depth and not self._nesting.in_string:
+                # Before the first row there is what the list stands in.
+                begin = data.find(b"{", taken if self.rows else data.find(b"["))
+                self._frame += data[taken:begin] + b"0"
+                row = data[begin : match.end()]
+                self.rows.append(decode(row, self._kind, self._who, self._request))
+                taken = match.end()
+        del self._buffer[:taken]
+        self._looked_at -= taken
+
+    def end(self, frame: type[Any]) -> list[T]:
+        """The rows, when all has come; `frame` is the document with a Zero for each row."""
+        self._frame += self._buffer
+        decode(self._frame, frame, self._who, self._request)
+        return self.rows
+
+
+Zero = Annotated[int, msgspec.Meta(ge=0, le=0)]
+"""What stands for a row; see Rows."""
+
+_ROW_MAY_END = re.compile(rb"\}(?=\s*[,\]])")
 
 
 def check_network(who: str, told: Network | None, name: str, network: Network) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
+import stat
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -20,6 +20,7 @@ from peerstore.channels.answers import (
     MAX_ANSWER,
     Gathered,
     Height,
+    Nesting,
     check_network,
     decode,
     printable,
@@ -41,31 +42,15 @@ class Document:
 
     def __init__(self) -> None:
         self.data = bytearray()
-        self._depth = 0
-        self._in_string = False
-        self._escaping = False
+        self._nesting = Nesting()
 
     def feed(self, piece: bytes) -> bool:
         """Take a piece; whether the document is whole, or can become none any more."""
         if not self.data:
             piece = piece.lstrip()  # blank lines stand between documents
         self.data += piece
-        # Without its escapes a string ends at the next quote, and every second part of what the
-        # quotes divide is outside of strings: all of it at the speed of C.
-        text = _ESCAPE.sub(b"", b"\\" + piece if self._escaping else piece)
-        self._escaping = text.endswith(b"\\")
-        parts = text.split(b'"')
-        outside = b"".join(parts[self._in_string :: 2])
-        self._in_string ^= len(parts) % 2 == 0
-        self._depth += _count(outside, b"{[") - _count(outside, b"}]")
-        return bool(self.data) and self._depth <= 0 and not self._in_string
-
-
-_ESCAPE = re.compile(rb"\\.", re.DOTALL)
-
-
-def _count(text: bytes, characters: bytes) -> int:
-    return sum(text.count(character) for character in characters)
+        self._nesting.take(piece)
+        return bool(self.data) and self._nesting.depth <= 0 and not self._nesting.in_string
 
 
 class _Refusal(msgspec.Struct):
@@ -318,7 +303,11 @@ class _Heights:
             if move.primary_tag == "channel_close" and "splice" not in move.extra_tags:
                 height = max(move.blockheight, self._closed.get(move.account_id, 0))
                 self._closed[move.account_id] = height
-            if self._newest and move.created_index < self._newest.created_index:
+            if (
+                self._newest
+                and move.created_index <= self._newest.created_index
+                and (move != self._newest or move is not moves[0])
+            ):
                 raise SourceError("lightningd gives its chain moves out of order: see its log")
             self._newest = move
 
@@ -429,6 +418,8 @@ class ClnSource:
                 " name it by a shorter link"
             )
         try:
+            if not stat.S_ISSOCK(self._socket.stat().st_mode):
+                raise SourceError(f"{self._socket} is no socket: name lightningd's lightning-rpc")
             async with asyncio.timeout(self._seconds):
                 streams = await asyncio.open_unix_connection(self._socket, limit=_PIECE)
         except FileNotFoundError as error:

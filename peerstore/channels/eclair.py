@@ -19,12 +19,20 @@ from peerstore.channels.answers import (
     MAX_ANSWER,
     Gathered,
     Height,
+    Zero,
     check_network,
     decode,
     read_node_id,
 )
 from peerstore.channels.base import Answer, NodeChannel
-from peerstore.channels.http import Access, HttpApi, HttpConnection, Subscription, read_credential
+from peerstore.channels.http import (
+    MAX_EVENT,
+    Access,
+    HttpApi,
+    HttpConnection,
+    Subscription,
+    read_credential,
+)
 from peerstore.errors import SourceError
 from peerstore.types import Network
 
@@ -50,7 +58,6 @@ _PAGE = 1000
 _MAX_PAGES = 10_000
 _HEARTBEAT_SECONDS = 30.0
 _GOODBYE_SECONDS = 1.0
-_MAX_EVENT = 4 * 1024 * 1024
 
 
 class _Info(msgspec.Struct, rename="camel"):
@@ -136,7 +143,7 @@ class EclairSource:
             name = info.network or (told.value if told else info.chain_hash)
             check_network(self._api.who, told, name, self._network)
             # In this order: what is closed meanwhile stands in both lists, not in none.
-            present = await connection.post("/channels", list[_Channel])
+            present = await connection.rows("POST", "/channels", _Channel, 1, list[Zero])
             closed = await self._closed(connection)
         channels = await asyncio.to_thread(self._gather, present, closed)
         node_id = read_node_id(self._api.who, info.node_id)
@@ -181,7 +188,7 @@ class EclairSource:
             connection.session.ws_connect(
                 f"{self._api.url}/ws",
                 heartbeat=_HEARTBEAT_SECONDS,
-                max_msg_size=_MAX_EVENT,
+                max_msg_size=MAX_EVENT,
                 timeout=aiohttp.ClientWSTimeout(ws_close=_GOODBYE_SECONDS),
             ) as events,
         ):

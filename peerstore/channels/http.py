@@ -10,16 +10,22 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import aiohttp
 import msgspec
 
-from peerstore.channels.answers import decode, printable
+from peerstore.channels.answers import Rows, decode, printable
 from peerstore.errors import SourceError
 
 T = TypeVar("T")
+
+MAX_EVENT = 4 * 1024 * 1024
+"""Bytes of one event that a node tells."""
+
+_MAX_ROWS = 2_000_000
+"""Rows of one list."""
 
 _MAX_CREDENTIAL = 64 * 1024
 """Bytes of a certificate, macaroon or password that are read."""
@@ -57,7 +63,7 @@ def read_credential(path: Path, what: str) -> bytes:
             f"{what} {path} can't be read: {error.strerror or error}: let peerstore's user read it"
         ) from error
     if not data.strip():
-        raise SourceError(f"{what} {path} is empty: copy it anew from the node")
+        raise SourceError(f"{what} {path} is empty: put it there anew")
     return data
 
 
@@ -108,10 +114,21 @@ class HttpApi:
                 cookie_jar=aiohttp.DummyCookieJar(),
                 auto_decompress=False,  # what a few bytes unfold to has no bound
                 timeout=timeout,
+                trace_configs=[self._tracing()],
             ) as session:
                 yield HttpConnection(self, session, access.secrets)
-        except (aiohttp.ClientError, OSError) as error:
+        except (aiohttp.ClientError, OSError, UnicodeError) as error:
             raise self._fault(error) from error
+
+    def _tracing(self) -> aiohttp.TraceConfig:
+        """Lets nobody send us to another address."""
+
+        async def refuse(*_: object) -> None:
+            raise SourceError(f"{self.who} redirects to another address: is url right?")
+
+        config = aiohttp.TraceConfig()
+        config.on_request_redirect.append(refuse)
+        return config
 
     def _check_url(self) -> None:
         if "@" in self.url:  # before anything else: no text may repeat it
@@ -127,7 +144,7 @@ class HttpApi:
                 " then :// and host:port"
             )
 
-    def _fault(self, error: aiohttp.ClientError | OSError) -> SourceError:
+    def _fault(self, error: aiohttp.ClientError | OSError | UnicodeError) -> SourceError:
         """What to tell the operator of an error below HTTP."""
         if isinstance(error, aiohttp.ClientConnectorCertificateError):
             if getattr(error.certificate_error, "verify_code", None) == _EXPIRED:
@@ -138,7 +155,7 @@ class HttpApi:
             what = "can't be spoken to over TLS: is it the port of its HTTPS API?"
         elif isinstance(error, aiohttp.WSServerHandshakeError):
             return self.refusal("/ws", error.status, "")
-        elif isinstance(error, aiohttp.ClientConnectorDNSError):
+        elif isinstance(error, aiohttp.ClientConnectorDNSError | UnicodeError):
             what = "can't be found: no such host: is url right?"
         elif isinstance(error, aiohttp.ClientConnectorError):
             reason = os.strerror(error.errno) if error.errno else "no connection"
@@ -148,7 +165,10 @@ class HttpApi:
         elif isinstance(error, aiohttp.ClientResponseError):
             what = "does not speak HTTP as it should: is it the port of its HTTP API?"
         else:
-            what = "hung up before its answer was whole: is it stopping? see its log"
+            what = (
+                "hung up before its answer was whole: is it stopping, or does it want"
+                f" {' or '.join(self._schemes)}? see its log"
+            )
         return SourceError(f"{self.who} {what}")
 
     def refusal(self, path: str, status: int, words: str) -> SourceError:
@@ -183,13 +203,13 @@ class HttpConnection:
 
     async def get(self, path: str, kind: type[T]) -> T:
         """GET a document."""
-        async with self.session.get(self._api.url + path, allow_redirects=False) as response:
+        async with self.session.get(self._api.url + path) as response:
             return await self._document(path, response, kind)
 
     async def post(self, path: str, kind: type[T], **form: str) -> T:
         """POST a form; the answer is a document."""
         url = self._api.url + path
-        async with self.session.post(url, data=form, allow_redirects=False) as response:
+        async with self.session.post(url, data=form) as response:
             return await self._document(path, response, kind)
 
     async def _document(self, path: str, response: aiohttp.ClientResponse, kind: type[T]) -> T:
@@ -200,6 +220,19 @@ class HttpConnection:
             if len(data) > self._api.max_answer:
                 raise self.too_long(path)
         return await asyncio.to_thread(decode, data, kind, self._api.who, path)
+
+    async def rows(
+        self, method: str, path: str, kind: type[T], depth: int, frame: type[Any]
+    ) -> list[T]:
+        """Ask for a document that is one long list; see Rows."""
+        rows = Rows(kind, depth, self._api.who, path)
+        async with self.session.request(method, self._api.url + path) as response:
+            await self.check(path, response)
+            async for piece in response.content.iter_any():
+                await asyncio.to_thread(rows.feed, piece)
+                if rows.waiting > self._api.max_answer or len(rows.rows) > _MAX_ROWS:
+                    raise self.too_long(path)
+        return await asyncio.to_thread(rows.end, frame)
 
     def too_long(self, path: str) -> SourceError:
         """What to raise when an answer has no end."""

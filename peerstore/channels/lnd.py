@@ -19,13 +19,21 @@ from peerstore.channels.answers import (
     MAX_ANSWER,
     Gathered,
     Height,
+    Zero,
     check_network,
     decode,
     printable,
     read_node_id,
 )
 from peerstore.channels.base import Answer, NodeChannel
-from peerstore.channels.http import Access, HttpApi, HttpConnection, Subscription, read_credential
+from peerstore.channels.http import (
+    MAX_EVENT,
+    Access,
+    HttpApi,
+    HttpConnection,
+    Subscription,
+    read_credential,
+)
 from peerstore.errors import SourceError
 from peerstore.types import Network
 
@@ -94,10 +102,6 @@ class _Channel(msgspec.Struct, gc=False):
     channel_point: str
 
 
-class _Channels(msgspec.Struct):
-    channels: list[_Channel]
-
-
 class _PendingChannel(msgspec.Struct, gc=False):
     """PendingChannelsResponsePendingChannel."""
 
@@ -126,8 +130,10 @@ class _ClosedChannel(msgspec.Struct, gc=False):
     close_height: Height
 
 
-class _ClosedChannels(msgspec.Struct):
-    channels: list[_ClosedChannel]
+class _Frame(msgspec.Struct):
+    """lnrpcListChannelsResponse and lnrpcClosedChannelsResponse, but for their rows."""
+
+    channels: list[Zero]
 
 
 class _Event(msgspec.Struct):
@@ -202,9 +208,9 @@ class LndSource:
             # What is pending is asked for before and after: a channel that goes from it to the
             # open ones meanwhile, or the other way, is seen at least once.
             before = await connection.get("/v1/channels/pending", _PendingChannels)
-            present = await connection.get("/v1/channels", _Channels)
+            present = await connection.rows("GET", "/v1/channels", _Channel, 2, _Frame)
             after = await connection.get("/v1/channels/pending", _PendingChannels)
-            closed = await connection.get("/v1/channels/closed", _ClosedChannels)
+            closed = await connection.rows("GET", "/v1/channels/closed", _ClosedChannel, 2, _Frame)
         channels = await asyncio.to_thread(self._gather, (before, after), present, closed)
         node_id = read_node_id(self._api.who, info.identity_pubkey)
         return Answer(node_id, info.block_height, info.synced_to_chain, channels)
@@ -212,11 +218,11 @@ class LndSource:
     def _gather(
         self,
         pending: tuple[_PendingChannels, ...],
-        present: _Channels,
-        closed: _ClosedChannels,
+        present: list[_Channel],
+        closed: list[_ClosedChannel],
     ) -> tuple[NodeChannel, ...]:
         gathered = Gathered(self._api.who)
-        for channel in present.channels:
+        for channel in present:
             gathered.add_point(channel.remote_pubkey, channel.channel_point, is_open=True)
         for lists in pending:
             for row in (
@@ -227,7 +233,7 @@ class LndSource:
             ):
                 one = row.channel
                 gathered.add_point(one.remote_node_pub, one.channel_point, is_open=True)
-        for summary in closed.channels:
+        for summary in closed:
             gathered.add_point(
                 summary.remote_pubkey,
                 summary.channel_point,
@@ -255,18 +261,20 @@ class LndSource:
             # Even the answer's head comes with the first event only: no limit but the renewal's.
             patient = aiohttp.ClientTimeout(total=None, sock_connect=self._api.seconds)
             url = self._api.url + _SUBSCRIBE
-            async with connection.session.get(
-                url, allow_redirects=False, timeout=patient
-            ) as response:
+            async with connection.session.get(url, timeout=patient) as response:
                 await connection.check(_SUBSCRIBE, response)
                 waiting = bytearray()
                 async for piece in response.content.iter_any():
-                    *lines, rest = (waiting + piece).split(b"\n")
-                    waiting = rest
-                    if len(waiting) > self._api.max_answer:
-                        raise connection.too_long(_SUBSCRIBE)
-                    for line in lines:
-                        self._event(line, connection, told)
+                    *ended, rest = piece.split(b"\n")
+                    for part in ended:
+                        self._event(waiting + part, connection, told)
+                        waiting = bytearray()
+                    waiting += rest
+                    if len(waiting) > MAX_EVENT:
+                        raise SourceError(
+                            f"{self._api.who} sends a channel event of more than {MAX_EVENT}"
+                            " bytes: see its log"
+                        )
         raise SourceError(f"{self._api.who} ended its channel events: is it stopping? see its log")
 
     def _event(self, line: bytearray, connection: HttpConnection, told: Callable[[], None]) -> None:
