@@ -46,6 +46,18 @@ def policy(config: Config, rules: Mapping[NodeId, str], channels: Channels | Non
     )
 
 
+def source_files(config: Config, data_dir: Path) -> list[Path]:
+    """The files of the routing node that is asked: its socket, or what lets peerstore in."""
+    channels = config.channels
+    files = {
+        "none": (),
+        "cln": (channels.cln.socket,),
+        "lnd": (channels.lnd.tls_cert, channels.lnd.macaroon_file),
+        "eclair": (channels.eclair.password_file,),
+    }
+    return [file.path(data_dir) for file in files[channels.source]]
+
+
 def channel_source(config: Config, data_dir: Path) -> ChannelSource | None:
     """The routing node to ask, None for none; what a source needs is imported only for it."""
     channels = config.channels

@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 
+from peerstore import configured
 from peerstore.client import Client, StorageRefusedError
+from peerstore.config import load
 from peerstore.errors import ProbeError
 from peerstore.transport.secp256k1 import KeyPair
 from peerstore.types import Network
@@ -341,6 +343,27 @@ async def test_a_channel_source_needs_a_restart(tmp_path: Path) -> None:
         # Nobody knows who has channels: who has a backup is served.
         assert await here.meet(ALICE, b"newer") == b"backup"
         assert "try again later" in (await here.refused(BOB))[1]
+
+
+async def test_a_check_of_the_configuration_names_files_that_are_missing(
+    node: FakeNode, tmp_path: Path
+) -> None:
+    async with beside(node, tmp_path) as here:
+        await here.start()
+        assert (await here.document("config", "check"))["warnings"] == []
+        files = configured.source_files(
+            load(tmp_path, None, {}, here.daemon.settings).config, tmp_path
+        )
+        for file in files:
+            file.rename(tmp_path / "aside")
+            checked = await here.command("--json", "config", "check")
+            assert checked.code == 0
+            assert checked.document["warnings"] == [
+                f"{file} is not there, or this user may not use it"
+            ]
+            assert f"Warning: {file} is not there" in checked.stderr
+            (tmp_path / "aside").rename(file)
+        assert files
 
 
 async def test_the_log_tells_no_secret(node: FakeNode, tmp_path: Path) -> None:

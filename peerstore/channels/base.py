@@ -19,9 +19,9 @@ ChannelKey = tuple[NodeId, bytes]
 class NodeChannel:
     """A channel of the routing node.
 
-    `channel_id` is BOLT 2's, 32 bytes. `open` is true for pending ones too, and until its closing
-    transaction is mined. `closed_height` is the block in which that was, None where the node does
-    not say.
+    `channel_id` is BOLT 2's, 32 bytes. `open` is true for pending ones too, and at least until its
+    closing transaction is mined. `closed_height` is the block in which that was, None where the
+    node does not say.
     """
 
     node_id: NodeId

@@ -22,12 +22,22 @@ def config() -> None:
 @pass_app
 def check(app: App) -> None:
     """Read the configuration and say what is wrong with it."""
+    import os
+
+    from peerstore.configured import source_files
+
     loaded = app.loaded
     file = None if loaded.file is None else str(loaded.file)
-    for warning in loaded.warnings:
+    unreadable = [
+        f"{path} is not there, or this user may not use it"
+        for path in source_files(loaded.config, app.data_dir)
+        if not os.access(path, os.R_OK)
+    ]
+    warnings = [*loaded.warnings, *unreadable]
+    for warning in warnings:
         click.echo(f"Warning: {warning}", err=True)
     app.emit(
-        {"ok": True, "file": file, "warnings": list(loaded.warnings)},
+        {"ok": True, "file": file, "warnings": warnings},
         lambda: f"The configuration is fine ({file or 'no file, defaults and environment only'}).",
     )
 
