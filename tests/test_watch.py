@@ -123,6 +123,12 @@ async def watched(tmp_path: Path) -> AsyncIterator[Watched]:
     await watched.backend.dispose()
 
 
+@pytest.fixture(autouse=True)
+def all_is_logged() -> None:
+    """Whatever the tests before have set the log to."""
+    structlog.reset_defaults()
+
+
 @contextlib.asynccontextmanager
 async def running(watched: Watched) -> AsyncIterator[None]:
     task = asyncio.create_task(watched.watch.run())
