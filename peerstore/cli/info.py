@@ -106,7 +106,9 @@ def _words(found: dict[str, Any]) -> str:
         state = f"running, {counted(found['connections'], 'connection')}"
     events = found["events"] or {}
     source = found["channel_source"]
-    well = "All is well." if found["well"] else f"Not well: {'; '.join(found['problems'])}."
+    problems = "; ".join(found["problems"])
+    end = "" if problems.endswith("?") else "."
+    well = "All is well." if found["well"] else f"Not well: {problems}{end}"
     lines = [
         ("State", state),
         *([("Alias", found["alias"])] if found["alias"] else []),
