@@ -701,7 +701,7 @@ FRAMES: dict[int, tuple[str, str, type[Any]]] = {
 
 @quick
 @given(
-    rows=st.lists(st.dictionaries(st.text(), JSON)),
+    rows=st.lists(st.dictionaries(st.text(max_size=5), JSON, max_size=3), max_size=3),
     depth=st.sampled_from([1, 2]),
     indent=st.sampled_from([None, 1]),
     cuts=st.lists(st.integers(0, 500)),
