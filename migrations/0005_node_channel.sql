@@ -21,9 +21,11 @@ ALTER TABLE meta ADD COLUMN routing_node BLOB;   -- the id of the node that told
 ALTER TABLE peer ADD COLUMN last_aged INTEGER NOT NULL DEFAULT 0;
 UPDATE peer SET last_aged = last_seen;
 ALTER TABLE peer ADD COLUMN last_height INTEGER;
-DROP INDEX peer_last_seen;
-CREATE INDEX peer_last_aged ON peer (last_aged);
 CREATE INDEX peer_without_height ON peer (node_id) WHERE last_height IS NULL;
 
 -- The height when the channel's own messages closed it; null where none was known.
 ALTER TABLE channel ADD COLUMN closed_height INTEGER;
+
+-- Nothing looks by these, and each visit would have to keep the first one up.
+DROP INDEX peer_last_seen;
+DROP INDEX channel_closed;

@@ -181,6 +181,15 @@ NEEDS_RESTART = ("network", "node_key_file", "listen.addresses", "store.url", "c
 """How the keys begin that a running daemon can't change; it follows all others when it reloads."""
 
 
+SOURCE_FILES: Mapping[str, tuple[str, ...]] = {
+    "none": (),
+    "cln": ("channels.cln.socket",),
+    "lnd": ("channels.lnd.tls_cert", "channels.lnd.macaroon_file"),
+    "eclair": ("channels.eclair.password_file",),
+}
+"""The keys of the files of another program that each channels.source needs."""
+
+
 class Setting(NamedTuple):
     """One key: its dotted name, its value as JSON would hold it, and where that came from."""
 
@@ -384,18 +393,11 @@ def _check_together(config: Config, sources: Mapping[str, str]) -> None:
             sources["policy.serve"],
             'policy.serve = "channels" needs a routing node that knows them: set channels.source',
         )
-    for key in _NEEDED.get(name, ()):
+    for key in SOURCE_FILES[name]:
         if not operator.attrgetter(key)(config):
             raise _error(
                 sources["channels.source"], f'channels.source = "{name}" needs {key}: set it too'
             )
-
-
-_NEEDED = {
-    "cln": ("channels.cln.socket",),
-    "lnd": ("channels.lnd.tls_cert", "channels.lnd.macaroon_file"),
-    "eclair": ("channels.eclair.password_file",),
-}
 
 
 def _decode(wanted: type[Any], value: object) -> object:

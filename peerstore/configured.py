@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Mapping
 from pathlib import Path
 
 from peerstore.channels.base import ChannelSource
-from peerstore.config import Config
+from peerstore.config import SOURCE_FILES, Config
 from peerstore.datadir import LOCK_NAME
 from peerstore.policy import Channels, Policy
 from peerstore.store.base import Quotas, Retention
@@ -48,14 +49,8 @@ def policy(config: Config, rules: Mapping[NodeId, str], channels: Channels | Non
 
 def source_files(config: Config, data_dir: Path) -> list[Path]:
     """The files of the routing node that is asked: its socket, or what lets peerstore in."""
-    channels = config.channels
-    files = {
-        "none": (),
-        "cln": (channels.cln.socket,),
-        "lnd": (channels.lnd.tls_cert, channels.lnd.macaroon_file),
-        "eclair": (channels.eclair.password_file,),
-    }
-    return [file.path(data_dir) for file in files[channels.source]]
+    keys = SOURCE_FILES[config.channels.source]
+    return [operator.attrgetter(key)(config).path(data_dir) for key in keys]
 
 
 def channel_source(config: Config, data_dir: Path) -> ChannelSource | None:

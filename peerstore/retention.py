@@ -91,19 +91,22 @@ class Members:
         for channel in channels:
             self._channels.setdefault(channel.node_id, {})[channel.channel_id] = channel
 
-    def within(self, node_id: NodeId, visit: int | None, height: int | None, blocks: int) -> bool:
+    def within(self, node_id: NodeId, visit: Visit | None, height: int | None, blocks: int) -> bool:
         """Whether a peer has a channel, or is within retention: less than `blocks` have passed
         since its last one was closed and since its last visit.
 
-        `visit` is the height of that, None for who has nothing stored. `height` is the newest that
-        could be trusted; without one nothing is long ago.
+        `visit` is None for who has nothing stored. `height` is the newest that could be trusted;
+        without one nothing is long ago.
         """
+        # A visit whose height is not known was at this one, or before.
+        visited = 0 if visit is None else height if visit.height is None else visit.height
         return any(
             channel.open
             or height is None
+            or visited is None
             or channel.closed_height is None
             or channel.unsettled
-            or height - max(channel.closed_height, visit or 0) < blocks
+            or height - max(channel.closed_height, visited) < blocks
             for channel in self._channels.get(node_id, {}).values()
         )
 
@@ -119,11 +122,4 @@ class Remembered:
 
     def within(self, node_id: NodeId, visit: Visit | None) -> bool:
         """See policy.Channels."""
-        return self.members.within(node_id, height_of(visit, self.height), self.height, self.blocks)
-
-
-def height_of(visit: Visit | None, height: int | None) -> int | None:
-    """The height of a visit; one whose height is not known was at this one, or before."""
-    if visit is None:
-        return None
-    return height if visit.height is None else visit.height
+        return self.members.within(node_id, visit, self.height, self.blocks)

@@ -18,7 +18,7 @@ import structlog
 from peerstore.channels.base import Answer, ChannelSource, KnownChannel
 from peerstore.errors import SourceError, StoreError
 from peerstore.policy import Visit
-from peerstore.retention import Members, height_of, learned
+from peerstore.retention import Members, learned
 from peerstore.store import operations
 from peerstore.store.sqlite import SqliteStore
 from peerstore.types import NodeId
@@ -92,8 +92,7 @@ class ChannelWatch:
 
     def within(self, node_id: NodeId, visit: Visit | None) -> bool:
         """See policy.Channels."""
-        height = self._height
-        return self._members.within(node_id, height_of(visit, height), height, self._blocks())
+        return self._members.within(node_id, visit, self._height, self._blocks())
 
     def describe(self) -> Mapping[str, Any]:
         """The routing node as `info` shows it."""

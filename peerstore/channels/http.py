@@ -165,10 +165,9 @@ class HttpApi:
         elif isinstance(error, aiohttp.ClientResponseError):
             what = "does not speak HTTP as it should: is it the port of its HTTP API?"
         else:
-            what = (
-                "hung up before its answer was whole: is it stopping, or does it want"
-                f" {' or '.join(self._schemes)}? see its log"
-            )
+            what = "hung up before its answer was whole: is it stopping? see its log"
+            if self.url.startswith("http:"):
+                what += ", and whether it wants https"
         return SourceError(f"{self.who} {what}")
 
     def refusal(self, path: str, status: int, words: str) -> SourceError:

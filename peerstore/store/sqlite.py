@@ -592,8 +592,7 @@ class SqliteStore:
         seen = tx.moment.seen
         try:
             # What the totals are in memory, the operation finds in the database.
-            await tx.all("UPDATE meta SET last_revision = ?", self._totals.last_revision)
-            await statements.write_times(tx)
+            await statements.write_times(tx, self._totals.last_revision)
             touched = await operation(tx)
             await self._writer.commit()
             self._visits_written()

@@ -145,9 +145,12 @@ async def write(plan: Plan, tx: Transaction, totals: Totals) -> None:
     await writer.commit()
 
 
-async def write_times(tx: Transaction) -> None:
-    """Write how far the times have come."""
-    await tx.connection.execute(_TIMES, asdict(tx.moment))
+async def write_times(tx: Transaction, last_revision: int | None = None) -> None:
+    """Write how far the times have come, and the revisions if given."""
+    await tx.connection.execute(
+        f"{_TIMES}, last_revision = coalesce(:last_revision, last_revision)",
+        {**asdict(tx.moment), "last_revision": last_revision},
+    )
 
 
 async def write_visits(
