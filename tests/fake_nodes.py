@@ -297,7 +297,11 @@ class FakeCln(FakeNode):
             await self._block.wait_for(lambda: self.height >= height)
         return {"result": {"blockheight": self.height}}
 
-    def _getinfo(self, _: object) -> object:
+    def information(self) -> dict[str, object]:
+        """What getinfo answers."""
+        return self._getinfo(None)
+
+    def _getinfo(self, _: object) -> dict[str, object]:
         warning = {"warning_lightningd_sync": "Still loading latest blocks from bitcoind."}
         return {
             "id": self.node_id,

@@ -522,6 +522,14 @@ async def test_a_state_of_lightningd(cln: FakeCln, state: str, is_open: bool) ->
     assert (await cln.source().ask()).channels == (expected,)
 
 
+@pytest.mark.parametrize("warning", ["warning_bitcoind_sync", "warning_lightningd_sync"])
+async def test_a_warning_of_lightningd_is_no_height_to_trust(cln: FakeCln, warning: str) -> None:
+    source = cln.source()
+    assert (await source.ask()).synced
+    cln.answers = {"getinfo": {"result": {**cln.information(), warning: "Still loading."}}}
+    assert not (await source.ask()).synced
+
+
 async def test_what_is_only_negotiated_is_no_channel_of_lightningd(cln: FakeCln) -> None:
     one = row(1, 1)
     cln.parts.present = [

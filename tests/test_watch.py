@@ -9,12 +9,16 @@ import shutil
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import structlog
 
+from peerstore import daemon as daemon_module
 from peerstore import watch as watch_module
 from peerstore.channels.base import Answer, KnownChannel, NodeChannel
+from peerstore.config import Config
 from peerstore.errors import SourceError
 from peerstore.store import operations
 from peerstore.store.base import Retention
@@ -564,6 +568,63 @@ async def test_what_goes_wrong_is_logged_once(watched: Watched) -> None:
         await watched.look(said(100))
         await watched.look(said(101))
     assert [entry["event"] for entry in logs] == ["source_not_trusted", "source_trusted"]
+
+
+async def test_who_is_slow_to_answer_is_not_trusted_meanwhile(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await watched.look(said(100))
+    monkeypatch.setattr(watch_module, "OVERDUE_SECONDS", 0.0)
+    watched.watch._took = 0.0
+    lost, answer = asyncio.Event(), asyncio.Event()
+    trust = watched.store.trust
+
+    def noted(height: int | None) -> None:
+        trust(height)
+        if height is None:
+            lost.set()
+
+    async def slow() -> Answer:
+        await answer.wait()
+        return said(101)
+
+    monkeypatch.setattr(watched.store, "trust", noted)
+    monkeypatch.setattr(watched.source, "ask", slow)
+    looking = asyncio.create_task(watched.watch.look())
+    await lost.wait()
+    assert "slow to answer" in watched.watch.error
+    assert not watched.store.moment.aging
+    answer.set()
+    await looking
+    assert watched.store.moment == Moment(0, 0, 101)
+
+
+async def test_retention_deletes_by_itself(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(daemon_module, "PRUNE_SECONDS", 0.0)
+    await watched.look(said(100, closed_channel(100)))
+    await watched.put(Slot(ALICE, BackupKind.PEER_STORAGE))
+    await watched.look(said(100 + Config().retention.after_close_blocks, closed_channel(100)))
+    looks, pruned = 0, asyncio.Event()
+
+    async def look() -> None:
+        nonlocal looks
+        looks += 1
+        if looks < 3:
+            raise SourceError("the node is down")  # that is no reason to end
+        if looks == 4:
+            pruned.set()
+
+    daemon = SimpleNamespace(config=Config(), store=watched.store, look_at_channels=look)
+    with structlog.testing.capture_logs() as logs:
+        task = asyncio.create_task(daemon_module._prune(cast("daemon_module.Daemon", daemon)))
+        await pruned.wait()
+        task.cancel()
+        await asyncio.wait((task,))
+    assert [entry["event"] for entry in logs][:3] == ["prune_failed", "prune_failed", "pruned"]
+    assert logs[2]["reason"] == "all channels with the peer are closed"
+    assert [version async for version in watched.store.versions()] == []
 
 
 async def test_the_start_waits_for_the_first_answer_but_not_for_ever(
