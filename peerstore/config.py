@@ -31,10 +31,12 @@ from peerstore.config_values import (
     FileName,
     HttpsUrl,
     HttpUrl,
+    IpNetwork,
     ListenAddress,
     NodeIdText,
     OptionalFile,
     PublicAddress,
+    Rate,
     Room,
     Size,
     StoreUrl,
@@ -144,13 +146,25 @@ class Snapshots(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """[limits]: what a peer may take; times in seconds."""
+    """[limits]: what peers may take; times in seconds, sizes in bytes."""
 
+    max_connections: AtLeastOne = 10000
+    max_connections_per_ip: AtLeastOne = 64
+    handshakes_per_second_per_ip: AtLeastOne = 20
+    """Ten times that for a /24 or /48."""
+    max_handshakes: AtLeastOne = 256
+    """That are not done yet."""
+    exempt_networks: tuple[IpNetwork, ...] = (IpNetwork("127.0.0.0/8"), IpNetwork("::1/128"))
+    """Without the limits by address."""
     handshake_timeout: Timeout = Timeout("5s")
     """For each act."""
     init_timeout: Timeout = Timeout("15s")
     """From the end of the handshake to the peer's `init`."""
     idle_timeout: Timeout = Timeout("120s")
+    commits_per_second: AtLeastOne = 20
+    """Of a peer, as the two below; above it updates are merged."""
+    bytes_per_second: Rate = Rate("16MiB")
+    pong_bytes_per_second: Rate = Rate("1MiB")
 
 
 class Log(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -414,7 +428,10 @@ def _unknown(key: str, source: str, *, is_table: bool) -> ConfigError:
     tables = dict.fromkeys(known.partition(".")[0] for known in _FIELDS if "." in known)
     what, known = (f"table [{key}]", tables) if is_table else (f"key {key}", _FIELDS)
     near = _nearest(key, known)
-    hint = f"did you mean {near}?" if near else f"known are {', '.join(known)}"
+    # All keys are too many for a line: those of the same table.
+    table = key.rpartition(".")[0]
+    there = [each for each in known if each.rpartition(".")[0] == table] or list(tables)
+    hint = f"did you mean {near}?" if near else f"known are {', '.join(there)}"
     return _error(source, f"unknown {what}; {hint}")
 
 

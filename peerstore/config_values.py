@@ -87,6 +87,33 @@ class Room(Size):
         return room
 
 
+class Rate(Size):
+    """Bytes a second; a message of full size takes at most a second."""
+
+    def __new__(cls, text: str) -> Self:
+        rate = super().__new__(cls, text)
+        if rate < 1 << 16:
+            raise ValueError('a message of full size has to fit into a second: at least "64KiB"')
+        return rate
+
+
+class IpNetwork(str):
+    """An IP network such as 192.0.2.0/24 or ::1/128, or one address; raises ValueError."""
+
+    network: ipaddress.IPv4Network | ipaddress.IPv6Network
+
+    def __new__(cls, text: str) -> Self:
+        try:
+            network = ipaddress.ip_network(text)
+        except ValueError as error:
+            raise ValueError(
+                f"{error}: expected an IP network such as 192.0.2.0/24 or ::1/128"
+            ) from None
+        value = super().__new__(cls, text)
+        value.network = network
+        return value
+
+
 def _is_ip_address(host: str) -> bool:
     try:
         ipaddress.ip_address(host)

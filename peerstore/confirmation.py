@@ -8,7 +8,6 @@ pings, each with its interval's warnings before it.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -57,7 +56,8 @@ class Confirmations:
         self._received = 0
         self._resolved = 0
         self._released = 0
-        self._intervals: deque[_Interval] = deque((_Interval(0),))
+        # Few at a time, and one for nearly every connection: a list is small.
+        self._intervals = [_Interval(0)]
 
     @property
     def full(self) -> bool:
@@ -162,5 +162,5 @@ class Confirmations:
             if interval.num_pong_bytes < 0 or (undecided and not late):
                 return
             self._released = interval.last
-            self._intervals.popleft()
+            del self._intervals[0]
             yield interval.num_pong_bytes

@@ -20,6 +20,7 @@ from typing import Any, ParamSpec, TypeVar
 import structlog
 
 from peerstore import __version__, log
+from peerstore.admission import DoorLimits, fitting
 from peerstore.channels.base import ChannelSource
 from peerstore.config import NEEDS_RESTART, Config, Loaded
 from peerstore.configured import channel_source, lock_paths, policy, quotas, retention, uris
@@ -42,7 +43,7 @@ from peerstore.errors import (
     StoreError,
 )
 from peerstore.methods import methods
-from peerstore.server import Limits, PeerServer
+from peerstore.server import Limits, PeerServer, Rates
 from peerstore.session import Timeouts
 from peerstore.store.snapshot import snapshot_when_due
 from peerstore.store.sqlite import Clocks, SqliteStore
@@ -67,6 +68,9 @@ PRUNE_SECONDS = 3600.0
 
 SNAPSHOT_CHECK_SECONDS = 60.0
 """How often it is looked at whether a snapshot is due."""
+
+RESERVED_DESCRIPTORS = 64
+"""For the database, the control socket and its clients, listening sockets, the routing node."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -441,4 +445,33 @@ def _limits(config: Config) -> Limits:
             ping=limits.idle_timeout / 2,
             idle=limits.idle_timeout,
         ),
+        door=_fitting(
+            DoorLimits(
+                max_connections=limits.max_connections,
+                max_connections_per_ip=limits.max_connections_per_ip,
+                handshakes_per_second_per_ip=limits.handshakes_per_second_per_ip,
+                max_handshakes=limits.max_handshakes,
+                exempt=tuple(each.network for each in limits.exempt_networks),
+            )
+        ),
+        rates=Rates(
+            commits=limits.commits_per_second,
+            bytes=limits.bytes_per_second,
+            pong_bytes=limits.pong_bytes_per_second,
+        ),
     )
+
+
+def _fitting(limits: DoorLimits) -> DoorLimits:
+    """As many connections as there are descriptors for."""
+    descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    fit = fitting(limits, descriptors, RESERVED_DESCRIPTORS)
+    if fit != limits:
+        _log.warning(
+            "few_descriptors",
+            descriptors=descriptors,
+            max_connections=fit.max_connections,
+            max_handshakes=fit.max_handshakes,
+            hint="raise the limit of open files (LimitNOFILE=, ulimit -n)",
+        )
+    return fit

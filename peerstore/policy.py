@@ -55,6 +55,17 @@ class Policy:
     rules: Mapping[NodeId, str] = field(default_factory=dict)
     channels: Channels | None = None
 
+    def allows(self, node_id: NodeId) -> bool:
+        """Whether the operator has named a peer as one to serve, and no rule denies it."""
+        rule = self.rules.get(node_id)
+        if node_id in self.deny or rule == "deny":
+            return False
+        return node_id in self.allow or rule == "allow"
+
+    def knows(self, node_id: NodeId, visit: Visit | None) -> bool:
+        """Whether a peer has a channel with the routing node, or is within retention."""
+        return self.channels is not None and self.channels.within(node_id, visit)
+
     def decide(self, node_id: NodeId, visit: Visit | None) -> Decision:
         """Whether a peer is served; `visit` is None where nothing is stored for it.
 

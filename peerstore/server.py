@@ -2,12 +2,16 @@
 
 A socket's bytes go to its Connection, the messages that come out go to its Session, and the
 actions that follow are carried out here. There is no task and no thread hop for a message; a
-connection costs two short tasks in its life, for opening its lease and for reading what is
-replayed.
+connection costs three short tasks in its life, for its accept, for opening its lease and for
+reading what is replayed.
 
-Backpressure is one rule: bytes are taken from a socket until READ_AHEAD of them wait, and what
-waits is looked at only while nothing is in the way: the session is ready, the peer reads what it
-is sent, and the store keeps up.
+Backpressure is one rule: bytes are taken from a socket until READ_AHEAD of them wait or the peer
+has sent more than its rate allows, and what waits is looked at only while nothing is in the way:
+the session is ready, the peer reads what it is sent, and the store keeps up.
+
+Who may come in says admission.py before anything is made for a connection. Of those who are in,
+strangers can be asked to leave: who is neither allowed by the operator nor has a channel, who is
+not established, and whom we have not dialed.
 """
 
 from __future__ import annotations
@@ -15,7 +19,6 @@ from __future__ import annotations
 import asyncio
 import collections
 import errno
-import ipaddress
 import socket
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +26,8 @@ from typing import Any, cast
 
 import structlog
 
+from peerstore.addresses import parse_ip
+from peerstore.admission import Door, DoorLimits, Origin, Places, RefusalLog
 from peerstore.connection import Authenticated, Connection
 from peerstore.errors import (
     DecryptionError,
@@ -78,18 +83,45 @@ BACKLOG = 1024
 """Connections that the kernel completes before they are accepted."""
 
 ACCEPTS = 16
-"""Connections accepted in one turn of the loop: asyncio's backlog is this number as well."""
+"""Connections accepted in one turn of the loop."""
+
+ACCEPT_PAUSE = 1.0
+"""How long nobody is accepted when that has failed: descriptors have run out."""
+
+REPEAT_SECONDS = 10.0
+"""How often at most it is logged that accepting fails."""
+
+LEAVING = 256
+"""Connections that may be on their way out, reading what they were told, before others are cut."""
+
+READ_BURST_SECONDS = 0.25
+"""How far a peer may be ahead of its rate before it is read more slowly."""
 
 MESSAGES_PER_TURN = 64
 """Messages of one peer that are looked at before the others have their turn."""
 
 
 @dataclass(frozen=True, slots=True)
+class Rates:
+    """What one peer may take in a second; None is without a limit."""
+
+    commits: int | None = 20
+    bytes: int | None = 16 << 20
+    pong_bytes: int | None = 1 << 20
+
+
+UNLIMITED = Rates(None, None, None)
+
+
+@dataclass(frozen=True, slots=True)
 class Limits:
-    """Seconds: for each act of the handshake, and what a session waits for."""
+    """Seconds for each act of the handshake, what a session waits for, who may come in, and what
+    a peer may take unless the operator has allowed it by name."""
 
     handshake: float = 5.0
     session: Timeouts = field(default_factory=Timeouts)
+    door: DoorLimits = field(default_factory=DoorLimits)
+    rates: Rates = field(default_factory=Rates)
 
 
 class PeerServer:
@@ -113,7 +145,13 @@ class PeerServer:
         self.peers: dict[NodeId, PeerConnection] = {}
         """The newest connection of each peer that is authenticated."""
         self.connections: set[PeerConnection] = set()
-        """Every open connection, in whatever state."""
+        """Every connection, in whatever state."""
+        self.leaving = 0
+        """How many of them are closing."""
+        self.strangers: collections.OrderedDict[PeerConnection, None] = collections.OrderedDict()
+        """Those who give way when there are too many, the idlest first."""
+        self.door = Door(limits.door)
+        self.places: Places[PeerConnection] = Places()
         self.events: collections.Counter[str] = collections.Counter()
         """How often each event of the sessions' reports came since the start."""
         self.frozen = False
@@ -123,7 +161,10 @@ class PeerServer:
         self.read_buffer = memoryview(bytearray(READ_BUFFER))
         # Bound once: a lazy logger is made anew at every call.
         self.log = structlog.get_logger().bind()
-        self._servers: list[asyncio.Server] = []
+        self._listeners: dict[socket.socket, asyncio.TimerHandle | None] = {}
+        self._welcomes: set[asyncio.Task[None]] = set()
+        self._refusals = RefusalLog()
+        self._next_accept_line = float("-inf")
         self._empty: asyncio.Event | None = None
 
     async def listen(self, addresses: Iterable[tuple[str, int]]) -> None:
@@ -135,10 +176,6 @@ class PeerServer:
         for host, port in addresses:
             try:
                 sock = _listening_socket(host, port)
-                server = await self.loop.create_server(
-                    lambda: PeerConnection(self), sock=sock, backlog=ACCEPTS
-                )
-                sock.listen(BACKLOG)
             except OSError as error:
                 where = format_host_port(host, port)
                 if ":" in host and error.errno in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
@@ -146,10 +183,108 @@ class PeerServer:
                     continue
                 self.close_listeners()
                 raise ListenError(_listen_failure(where, error)) from error
-            self._servers.append(server)
-            self.addresses += [sock.getsockname()[:2] for sock in server.sockets]
-        if not self._servers:
+            self.addresses.append(sock.getsockname()[:2])
+            self._accept_from(sock)
+        if not self._listeners:
             raise ListenError("listen.addresses has no address that can be listened on here")
+
+    def _accept_from(self, listener: socket.socket) -> None:
+        self._listeners[listener] = None
+        self.loop.add_reader(listener, self._accept, listener)
+
+    def _accept(self, listener: socket.socket) -> None:
+        """Take in who waits; whom the door refuses costs an accept and a close."""
+        for _ in range(ACCEPTS):
+            try:
+                sock, address = listener.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                self._cannot_accept(listener, error)
+                return
+            origin = self.door.arrive(address[0], self.loop.time())
+            if isinstance(origin, str):
+                sock.close()
+                self.refuse(address[0], origin)
+                continue
+            sock.setblocking(False)
+            task = self.loop.create_task(self._welcome(sock, origin))
+            self._welcomes.add(task)
+            task.add_done_callback(self._welcomes.discard)
+
+    def _cannot_accept(self, listener: socket.socket, error: OSError) -> None:
+        """Out of descriptors, most likely: a stranger gives one up, and it is tried again later."""
+        now = self.loop.time()
+        if now >= self._next_accept_line:
+            self._next_accept_line = now + REPEAT_SECONDS
+            self.log.error("accept_failed", error=error.strerror, connections=len(self.connections))
+        self.loop.remove_reader(listener)
+        self._listeners[listener] = self.loop.call_later(ACCEPT_PAUSE, self._accept_from, listener)
+        self._make_room()
+
+    async def _welcome(self, sock: socket.socket, origin: Origin) -> None:
+        try:
+            await self.loop.connect_accepted_socket(
+                lambda: PeerConnection(self, origin=origin), sock
+            )
+        except OSError:  # it is gone already
+            sock.close()
+            self.door.leave(origin.holder)
+
+    def refuse(self, host: str, reason: str) -> None:
+        """A connection was refused, or is closed because of what it did before it said who it is:
+        counted, and told to the operator, in a form that fail2ban can use."""
+        self.events[f"connection_refused_{reason}"] += 1
+        left_out = self._refusals.note(host, reason, self.loop.time())
+        if left_out is not None:
+            self.log.warning("connection_refused", address=host, reason=reason, left_out=left_out)
+
+    def take_in(self, connection: PeerConnection) -> None:
+        """A connection is made; when there are too many, the idlest stranger gives way."""
+        limits = self.limits.door
+        # Where only few are strangers it is the places for handshakes that keep the number down.
+        while self._present >= limits.max_connections > self._present - len(self.strangers):
+            self._make_room()
+        self.connections.add(connection)
+        if connection.stranger:
+            self.strangers[connection] = None
+            loser = self.places.take(connection.group, connection, limits.max_handshakes)
+            if loser is not None:
+                loser.turn_away("handshakes")
+
+    def get_to_know(self, connection: PeerConnection, *, stranger: bool, allowed: bool) -> None:
+        """It is known whose a connection is, and what that peer is here."""
+        if connection.stranger != stranger:
+            connection.stranger = stranger
+            if stranger:
+                self.strangers[connection] = None
+            else:
+                del self.strangers[connection]
+        too_many = self._present > self.limits.door.max_connections
+        if too_many and not self._make_room() and not allowed:
+            connection.turn_away("full")
+
+    def _make_room(self) -> bool:
+        """Turn the idlest stranger away; returns whether there was one."""
+        while self.strangers:
+            idlest = next(iter(self.strangers))
+            if not idlest.established:
+                idlest.turn_away("full")
+                return True
+            # It has become so while it was here.
+            idlest.stranger = False
+            del self.strangers[idlest]
+        return False
+
+    def leave(self, connection: PeerConnection) -> None:
+        """A connection begins to close."""
+        self.leaving += 1
+        self.strangers.pop(connection, None)
+        self.places.free(connection.group, connection)
+
+    @property
+    def _present(self) -> int:
+        return len(self.connections) - self.leaving
 
     async def dial(self, address: NodeAddress) -> PeerConnection:
         """Connect to a peer, and return when both have said `init`.
@@ -192,12 +327,17 @@ class PeerServer:
     def set_limits(self, limits: Limits) -> None:
         """Other limits, for the connections that come from now on."""
         self.limits = limits
+        self.door.limits = limits.door
+        self.follow_policy()
 
     def close_listeners(self) -> None:
-        """Accept nobody any more. Never waits: asyncio's wait_closed waits for idle peers."""
-        for server in self._servers:
-            server.close()
-        self._servers.clear()
+        """Accept nobody any more."""
+        for listener, pause in self._listeners.items():
+            if pause is not None:
+                pause.cancel()
+            self.loop.remove_reader(listener)
+            listener.close()
+        self._listeners.clear()
 
     def freeze(self) -> None:
         """Take no more messages from anyone; confirmations still go out."""
@@ -223,6 +363,8 @@ class PeerServer:
     def forget(self, connection: PeerConnection) -> None:
         """A connection is gone."""
         self.connections.discard(connection)
+        self.leaving -= 1
+        self.door.leave(connection.holder)
         node_id = connection.node_id
         if node_id is not None and self.peers.get(node_id) is connection:
             del self.peers[node_id]
@@ -244,6 +386,8 @@ class PeerConnection(asyncio.BufferedProtocol):
         "_lease",
         "_met",
         "_opened_at",
+        "_paid_at",
+        "_rate",
         "_reading",
         "_remote",
         "_server",
@@ -254,8 +398,11 @@ class PeerConnection(asyncio.BufferedProtocol):
         "_uncommitted",
         "_wanted",
         "_writable",
+        "group",
+        "holder",
         "met",
         "node_id",
+        "stranger",
     )
 
     def __init__(
@@ -263,11 +410,19 @@ class PeerConnection(asyncio.BufferedProtocol):
         server: PeerServer,
         remote: NodeId | None = None,
         met: asyncio.Future[None] | None = None,
+        origin: Origin | None = None,
     ) -> None:
-        """`remote` is whom we dial, `met` is done when both have said `init`."""
+        """`remote` is whom we dial, `met` is done when both have said `init`; `origin` is where one
+        that we have not dialed comes from."""
         self.node_id: NodeId | None = None
         self.met = False
         """Whether the peer's `init` has come and was right."""
+        self.stranger = origin is not None
+        """Whether it gives way when there are too many."""
+        self.holder = "" if origin is None else origin.holder
+        """Under which address it counts."""
+        self.group = "" if origin is None else origin.group
+        """In which group it holds a place until its handshake is done."""
         self._server = server
         self._remote = remote
         self._met = met
@@ -289,12 +444,18 @@ class PeerConnection(asyncio.BufferedProtocol):
         self._reading = True
         self._writable = True
         self._uncommitted = False
+        # Bytes a second, None without a limit, and when what was read is paid for at that rate.
+        self._rate: int | None = None
+        self._paid_at = 0.0
 
     # What asyncio calls
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
-        self._server.connections.add(self)
+        self._server.take_in(self)
+        if self._server.frozen:
+            self.abort()
+            return
         self._opened_at = self._server.loop.time()
         self._deadline = self._opened_at + self._server.limits.handshake
         self._flush()  # act one, if it is ours to say
@@ -305,7 +466,7 @@ class PeerConnection(asyncio.BufferedProtocol):
             self._log_end("connection lost" if exc is None else str(exc))
             # What it said before and was not looked at yet would have been an answer.
             self._end_session(hung_up=not self._connection.buffered)
-        self._closing = True
+            self._leave()
         if self._timer is not None:
             self._timer.cancel()
         if self._task is not None:
@@ -323,8 +484,13 @@ class PeerConnection(asyncio.BufferedProtocol):
         if self._closing:
             return
         self._connection.receive_data(self._server.read_buffer[:nbytes])
+        if self.stranger:
+            self._server.strangers.move_to_end(self)
         if self._session is not None:
-            self._session.heard(self._server.loop.time())
+            now = self._server.loop.time()
+            self._session.heard(now)
+            if self._rate is not None:
+                self._paid_at = max(self._paid_at, now) + nbytes / self._rate
         self._process()
 
     def eof_received(self) -> bool:
@@ -376,7 +542,7 @@ class PeerConnection(asyncio.BufferedProtocol):
             return
         self._log_end(reason)
         self._end_session(hung_up=False)
-        self._closing = True
+        self._leave()
         self._flush()
         self._transport.close()
         if self._timer is not None:
@@ -384,11 +550,20 @@ class PeerConnection(asyncio.BufferedProtocol):
         # A peer that is gone or does not read would keep the socket for many minutes.
         self._timer = self._server.loop.call_later(CLOSE_SECONDS, self._transport.abort)
 
+    def turn_away(self, reason: str) -> None:
+        """Close to make room for others; who can be told is told."""
+        self._server.refuse(self._host(), reason)
+        if self._server.leaving > LEAVING:
+            self.abort()
+        elif self._session is not None:
+            self._carry_out(self._session.dismiss("too many connections here: try again later"))
+        self.close(reason)
+
     def abort(self) -> None:
         """Close at once."""
         if not self._closing:
             self._end_session(hung_up=False)
-        self._closing = True
+            self._leave()
         if self._transport is not None:  # else the dial has not got that far
             self._transport.abort()
 
@@ -399,13 +574,30 @@ class PeerConnection(asyncio.BufferedProtocol):
 
     def follow_policy(self) -> None:
         """Take updates or refuse them as the policy has it now."""
-        if self._session is not None and self._lease is not None:
+        if self._session is not None and self._lease is not None and self._introduce(self._lease):
             self._session.refusal = self._decision(self._lease).refusal
+            self._follow_rates(self._session, self._lease)
+
+    def _follow_rates(self, session: Session, lease: Lease) -> None:
+        """Let the peer take as much as it may: any amount where the operator has named it."""
+        allowed = self._server.policy.allows(lease.node_id)
+        rates = UNLIMITED if allowed else self._server.limits.rates
+        self._rate = rates.bytes
+        session.pong_rate = rates.pong_bytes
+        lease.pace(rates.commits)
 
     def _decision(self, lease: Lease) -> Decision:
+        return self._server.policy.decide(lease.node_id, self._visit(lease))
+
+    @staticmethod
+    def _visit(lease: Lease) -> Visit | None:
         stored = any(True for _ in lease.slots)
-        visit = Visit(lease.last_height) if stored else None
-        return self._server.policy.decide(lease.node_id, visit)
+        return Visit(lease.last_height) if stored else None
+
+    @property
+    def established(self) -> bool:
+        """Whether the peer is known for long enough not to be asked to leave."""
+        return self._lease is not None and self._lease.established
 
     def describe(self) -> dict[str, Any]:
         """The connection as the control socket shows it; times in seconds."""
@@ -421,7 +613,11 @@ class PeerConnection(asyncio.BufferedProtocol):
         """Read from the socket, or stop reading, as the state of things has it."""
         if self._closing or self._eof:
             return
-        wanted = self._connection.buffered < READ_AHEAD and not self._server.frozen
+        wanted = (
+            self._connection.buffered < READ_AHEAD
+            and not self._server.frozen
+            and not self._ahead_until()
+        )
         if wanted != self._reading:
             self._reading = wanted
             if wanted:
@@ -430,6 +626,15 @@ class PeerConnection(asyncio.BufferedProtocol):
                 self._transport.pause_reading()
 
     # Inside
+
+    def _ahead_until(self) -> float:
+        """Until when the peer is too far ahead of its rate to be read, 0 when it is not."""
+        until = self._paid_at - READ_BURST_SECONDS
+        return until if until > self._server.loop.time() else 0.0
+
+    def _leave(self) -> None:
+        self._closing = True
+        self._server.leave(self)
 
     def _unhindered(self) -> bool:
         """Whether the next thing that the peer sent may be looked at."""
@@ -503,6 +708,8 @@ class PeerConnection(asyncio.BufferedProtocol):
 
     def _authenticated(self, node_id: NodeId) -> None:
         self.node_id = node_id
+        self._server.places.free(self.group, self)
+        self.group = ""
         older = self._server.peers.get(node_id)
         if older is not None:
             older.close("replaced by a newer connection of the same peer")
@@ -522,8 +729,10 @@ class PeerConnection(asyncio.BufferedProtocol):
             lease.close()
             return
         self._lease = lease
+        if not self._introduce(lease):
+            return
         decision = self._decision(lease)
-        self._session = Session(
+        self._session = session = Session(
             chain_hash=self._server.network.chain_hash,
             now=self._server.loop.time(),
             remote_addr=self._remote_addr(),
@@ -533,9 +742,18 @@ class PeerConnection(asyncio.BufferedProtocol):
             initiator=self._remote is not None,
             timeouts=self._server.limits.session,
         )
+        self._follow_rates(session, lease)
         self._server.log.debug("peer_connected", node_id=node_id.hex(), address=self._address())
-        self._carry_out(self._session.start())
+        self._carry_out(session.start())
         self._process()
+
+    def _introduce(self, lease: Lease) -> bool:
+        """Tell the server what the peer is here; returns whether it may stay."""
+        policy = self._server.policy
+        allowed = self._remote is not None or policy.allows(lease.node_id)
+        known = allowed or lease.established or policy.knows(lease.node_id, self._visit(lease))
+        self._server.get_to_know(self, stranger=not known, allowed=allowed)
+        return not self._closing
 
     def _carry_out(self, actions: Sequence[Action]) -> None:
         for action in actions:
@@ -611,6 +829,8 @@ class PeerConnection(asyncio.BufferedProtocol):
             self._log_end("the peer hung up on our init")
         else:
             self._log_end(str(error))
+        if not self._connection.authenticated:
+            self._server.refuse(self._host(), "bad_handshake")
         self._end_session(hung_up=isinstance(error, DecryptionError))
         self.abort()
 
@@ -618,6 +838,8 @@ class PeerConnection(asyncio.BufferedProtocol):
         """Have `_on_timer` called at the next deadline; a timer that is early does no harm."""
         if self._session is not None:
             deadline = self._session.next_deadline()
+            if not self._reading and (ahead_until := self._ahead_until()):
+                deadline = min(deadline, ahead_until)
         else:
             if self._acts != self._connection.acts_received:
                 self._acts = self._connection.acts_received
@@ -637,8 +859,11 @@ class PeerConnection(asyncio.BufferedProtocol):
             self._carry_out(self._session.tick(now))
             self._process()
         elif now >= self._deadline:
-            waiting_for_store = self._connection.authenticated
-            self._log_end("the store hangs" if waiting_for_store else "handshake timeout")
+            if self._connection.authenticated:
+                self._log_end("the store hangs")
+            else:
+                self._log_end("handshake timeout")
+                self._server.refuse(self._host(), "handshake_timeout")
             self.abort()
         else:
             self._arm()
@@ -648,8 +873,14 @@ class PeerConnection(asyncio.BufferedProtocol):
         peer = self._transport.get_extra_info("peername")
         if not peer:
             return None
-        address = ipaddress.ip_address(peer[0].partition("%")[0])
-        return address_descriptor(address, peer[1]) if address.is_global else None
+        address = parse_ip(peer[0])
+        if address is None or not address.is_global:
+            return None
+        return address_descriptor(address, peer[1])
+
+    def _host(self) -> str:
+        peer = self._transport.get_extra_info("peername")
+        return str(peer[0]) if peer else "unknown"
 
     def _address(self) -> str:
         peer = self._transport.get_extra_info("peername")
@@ -689,6 +920,7 @@ def _listening_socket(host: str, port: int) -> socket.socket:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         sock.setblocking(False)
         sock.bind((host, port))
+        sock.listen(BACKLOG)
     except OSError:
         sock.close()
         raise

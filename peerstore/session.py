@@ -21,7 +21,6 @@ What a `pong` confirms is in confirmation.py, what channel messages mean for bac
 from __future__ import annotations
 
 import enum
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -63,6 +62,12 @@ MAX_REPORTS = 20
 
 HANG_UP_SECONDS = 5.0
 """Within how long a peer hangs up that can't bear its node backup in our `init`."""
+
+PONG_BURST_SECONDS = 1.0
+"""How far the pongs that a peer asks for may be ahead of its rate."""
+
+PONG_OVERHEAD = 38
+"""Bytes of a pong on the wire besides those asked for."""
 
 ANY_POINT = bytes.fromhex("0279be667ef9dcbbac55a06295ce870b07029bfcdb2dce28d959f2815b16f81798")
 """secp256k1's generator, where channel_reestablish wants a valid point that nobody looks at."""
@@ -180,7 +185,9 @@ class Session:
         "_initiator",
         "_offered",
         "_opened",
+        "_overdrawn",
         "_ping_in_flight",
+        "_pongs_paid_at",
         "_remote_addr",
         "_replays",
         "_reports",
@@ -191,6 +198,7 @@ class Session:
         "_timeouts",
         "_told_channels",
         "features",
+        "pong_rate",
         "refusal",
         "state",
     )
@@ -212,6 +220,9 @@ class Session:
         """The peer's features as far as they have a name, once its `init` has come."""
         self.refusal = refusal
         """Why no update of the peer is taken, "" when they are; may change at any time."""
+        self.pong_rate: int | None = None
+        """Bytes a second of pongs that the peer may ask for, None without a limit; may change at
+        any time. Who asks for more is read more slowly."""
         self._offered = offered
         self._chain_hash = chain_hash
         self._remote_addr = remote_addr
@@ -220,15 +231,18 @@ class Session:
         self._heard = now
         self._spoken = False
         self._ping_in_flight = False
+        # When the pongs asked for are paid for at pong_rate, and whether that is too far away.
+        self._pongs_paid_at = 0.0
+        self._overdrawn = False
         self._stored = stored
         self._initiator = initiator
         self._init_said = False
         # When the peer was shown its node backup.
         self._shown_at = float("-inf")
-        self._replays: deque[Retrieve] = deque()
+        self._replays: list[Retrieve] = []
         self._streams = ChannelStreams(stored.channels)
         # Channels that the peer was told about: with a warning, with an error for its opening.
-        self._told_channels: set[tuple[bytes, bool]] = set()
+        self._told_channels: frozenset[tuple[bytes, bool]] = frozenset()
         self._confirmations = Confirmations()
         self._reports = 0
         self._actions: list[Action] = []
@@ -247,7 +261,11 @@ class Session:
     @property
     def ready(self) -> bool:
         """Whether `receive` may be called; messages wait while it is False."""
-        return self.state in (State.INIT, State.OPEN) and not self._confirmations.full
+        return (
+            self.state in (State.INIT, State.OPEN)
+            and not self._confirmations.full
+            and not self._overdrawn
+        )
 
     @property
     def silent_since_init(self) -> bool:
@@ -289,7 +307,7 @@ class Session:
     def retrieved(self, blob: bytes | None) -> Sequence[Action]:
         """What was read for the last `Retrieve`, None when there is nothing that can be sent."""
         if self.state is State.REPLAY:
-            self._replay(self._replays.popleft(), blob)
+            self._replay(self._replays.pop(0), blob)
             self._go_on_replaying()
         return self._take_actions()
 
@@ -323,6 +341,13 @@ class Session:
             self._end()
         return self._take_actions()
 
+    def dismiss(self, text: str) -> Sequence[Action]:
+        """Close from our side, and say why as far as anything may be said."""
+        if self._init_said and self.state in (State.REPLAY, State.OPEN):
+            self._warn(text)
+        self._close(text)
+        return self._take_actions()
+
     def next_deadline(self) -> float:
         """When `tick` must be called at the latest."""
         if self.state is State.CLOSED:
@@ -331,7 +356,10 @@ class Session:
             return self._opened + self._timeouts.init * (1.0 if self._init_said else 0.5)
         waiting = self._ping_in_flight or self.state is State.REPLAY
         silence = self._timeouts.idle if waiting else self._timeouts.ping
-        return min(self._heard + silence, self._confirmations.deadline)
+        deadline = min(self._heard + silence, self._confirmations.deadline)
+        if self._overdrawn:
+            deadline = min(deadline, self._pongs_paid_at - PONG_BURST_SECONDS)
+        return deadline
 
     def tick(self, now: float) -> Sequence[Action]:
         """Time has passed."""
@@ -352,6 +380,7 @@ class Session:
             ):
                 self._ping_in_flight = True
                 self._send(Ping(0))
+            self._overdrawn = self._overdrawn and now < self._pongs_paid_at - PONG_BURST_SECONDS
             self._release(now)
         return self._take_actions()
 
@@ -410,7 +439,13 @@ class Session:
     def _on_ping(self, message: Ping, now: float) -> None:
         if message.num_pong_bytes < PONG_LIMIT:
             self._confirmations.ping(message.num_pong_bytes, now)
+            self._charge(message.num_pong_bytes + PONG_OVERHEAD, now)
             self._release(now)
+
+    def _charge(self, pong_bytes: int, now: float) -> None:
+        if self.pong_rate is not None:
+            self._pongs_paid_at = max(self._pongs_paid_at, now) + pong_bytes / self.pong_rate
+            self._overdrawn = self._pongs_paid_at > now + PONG_BURST_SECONDS
 
     def _on_pong(self, _message: Pong, _now: float) -> None:
         self._ping_in_flight = False
@@ -498,7 +533,7 @@ class Session:
             not opens and (channel_id, True) in self._told_channels
         ):
             return
-        self._told_channels.add((channel_id, opens))
+        self._told_channels |= {(channel_id, opens)}
         text = f"{name}: this node only keeps backups and has no channels"
         self._report("channel_message_refused", message=name, channel_id=channel_id.hex())
         if opens and channel_id != ALL_CHANNELS:

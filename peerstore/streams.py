@@ -17,7 +17,6 @@ for those seen on this connection.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
@@ -142,7 +141,7 @@ class ChannelStreams:
         self._without_backup = 0
         self._offer: _Offer | None = None
         # Backups handed in of which it is not known what became: sequence number, channel.
-        self._undecided: deque[tuple[int, _Channel]] = deque()
+        self._undecided: list[tuple[int, _Channel]] = []
 
     @property
     def unfinished(self) -> bool:
@@ -169,8 +168,13 @@ class ChannelStreams:
 
     def decided(self, sequence: int, *, stored: bool) -> None:
         """What became of the backups that were handed in up to this number."""
-        while self._undecided and self._undecided[0][0] <= sequence:
-            self._decide(self._undecided.popleft()[1], stored=stored)
+        decided = 0
+        for number, channel in self._undecided:
+            if number > sequence:
+                break
+            self._decide(channel, stored=stored)
+            decided += 1
+        del self._undecided[:decided]
 
     def refused(self, sequences: Iterable[int]) -> None:
         """The backups handed in under these numbers are not stored."""
@@ -178,7 +182,7 @@ class ChannelStreams:
         for number, channel in self._undecided:
             if number in wanted:
                 self._decide(channel, stored=False)
-        self._undecided = deque(entry for entry in self._undecided if entry[0] not in wanted)
+        self._undecided = [entry for entry in self._undecided if entry[0] not in wanted]
 
     def _decide(self, channel: _Channel, *, stored: bool) -> None:
         channel.handed_in -= 1

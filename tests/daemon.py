@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -84,6 +85,8 @@ class Daemon:
         self.settings = settings
         self.document: dict[str, Any] = {}
         """What the daemon said on stdout when it was ready."""
+        self.descriptors: int | None = None
+        """How many files it may have open, None for as many as this process."""
         self._log = data_dir.parent / f"{data_dir.name}.log"
         self._process: subprocess.Popen[str] | None = None
 
@@ -123,6 +126,8 @@ class Daemon:
                 stderr=log,
                 text=True,
             )
+        if self.descriptors is not None:
+            resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (self.descriptors,) * 2)
         assert process.stdout is not None
         lines = []
         # The document's end is the one line that closes what its first line opened.

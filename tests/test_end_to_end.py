@@ -333,3 +333,26 @@ def test_a_daemon_without_peers_stops_at_once(daemon: Daemon, number: signal.Sig
         "stopping",
         "stopped",
     ]
+
+
+async def test_more_peers_than_descriptors_are_served_one_after_another(data_dir: Path) -> None:
+    daemon = Daemon(data_dir)
+    daemon.descriptors = 120
+    daemon.start()
+    try:
+        honest = KeyPair.generate()
+        await store(daemon.address, honest, b"kept")
+        strangers = [await peer(daemon.address, KeyPair.generate()) for _ in range(150)]
+        assert await given_back(daemon.address, honest) == b"kept"
+        for stranger in strangers:
+            await stranger.close()
+        (few,) = [event for event in daemon.events if event["event"] == "few_descriptors"]
+        assert (few["descriptors"], few["max_connections"]) == (120, 42)
+        refused = [e for e in daemon.events if e["event"] == "connection_refused"]
+        assert {event["reason"] for event in refused} == {"full"}
+        assert 0 < len(refused) < 150
+        # What fail2ban looks for stands in the line as the README has it.
+        assert '"address": "127.0.0.1", "reason": "full"' in daemon.log
+        assert not any(event["event"] == "accept_failed" for event in daemon.events)
+    finally:
+        daemon.close()

@@ -22,6 +22,8 @@ PACKAGE = ROOT / "peerstore"
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "types": {"errors"},
+    "addresses": set(),
+    "admission": {"addresses"},
     "wire": {"errors", "types"},
     "transport": {"errors", "types"},
     "connection": {"errors", "types", "transport"},
@@ -35,6 +37,7 @@ ALLOWED: dict[str, set[str]] = {
     "watch": {"errors", "types", "channels", "policy", "retention", "store"},
     "server": {
         *("errors", "types", "wire", "transport", "connection", "session", "store", "policy"),
+        *("addresses", "admission"),
     },
     "client": {"errors", "types", "wire", "transport", "connection"},
     "config_values": {"errors", "types"},

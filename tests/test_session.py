@@ -1123,6 +1123,47 @@ def test_bytes_alone_do_not_put_off_the_init_timeout() -> None:
     assert isinstance(close, Close)
 
 
+def test_who_asks_for_more_pongs_than_its_rate_allows_is_read_no_further_for_a_while() -> None:
+    session = open_session()
+    session.pong_rate = 1000
+    overhead = 38  # type, length, and BOLT 8's own
+    ready = []
+    for _ in range(3):
+        assert ping(session, 500 - overhead, now=1.0) == [f"pong {500 - overhead}"]
+        ready.append(session.ready)
+    assert ready == [True, True, False]  # a second's worth and the one that went beyond it
+    assert session.next_deadline() == pytest.approx(1.5)
+    for now in (1.4, 1.5):
+        session.tick(now)
+        ready.append(session.ready)
+    assert ready[3:] == [False, True]
+    assert ping(session, 0, now=1.5) == ["pong 0"]
+
+
+def test_a_peer_without_a_pong_rate_may_ask_for_any_number() -> None:
+    session = open_session()
+    for _ in range(100):
+        assert ping(session, 65531) == ["pong 65531"]
+
+
+def test_our_ping_and_the_end_of_a_silent_peer_come_also_while_it_is_held_back() -> None:
+    session = open_session()
+    session.pong_rate = 1
+    ping(session, 10_000, now=1.0)
+    assert not session.ready
+    assert [decode(action) for action in session.tick(61.0)] == [Ping(0)]
+    assert without_reports(session.tick(121.0)) == [Close("silent")]
+
+
+def test_who_is_dismissed_is_told_as_soon_as_anything_may_be_said() -> None:
+    assert new_session().dismiss("no room") == [Close("no room")]
+    session = open_session()
+    warning, close = session.dismiss("no room")
+    assert warning_text(warning) == "no room"
+    assert close == Close("no room")
+    assert_over(session)
+
+
 def test_a_silent_peer_is_pinged_after_60_seconds_and_closed_after_120() -> None:
     session = open_session(now=10.0)
     assert session.next_deadline() == 70.0

@@ -269,6 +269,10 @@ class Lease(Protocol):
         match its digest."""
 
     @property
+    def established(self) -> bool:
+        """Whether the peer was here before for longer than the probation."""
+
+    @property
     def last_height(self) -> int | None:
         """The block height at the visit before this one, None where it is not known."""
 
@@ -281,6 +285,10 @@ class Lease(Protocol):
 
     def meet(self, address: str, features: bytes) -> None:
         """Where the peer came from, and the feature field of its `init`."""
+
+    def pace(self, commits_per_second: int | None) -> None:
+        """Write what comes from now on in at most so many transactions a second; None: in any
+        number. What waits is merged, the newest of a slot wins."""
 
     def note_refusal(self, reason: str) -> None:
         """An update was refused: kept for the operator if the peer has something stored."""

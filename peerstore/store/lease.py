@@ -81,7 +81,7 @@ class Holdings:
     current: dict[Slot, Current] = field(default_factory=dict)
     given: dict[Slot, tuple[int, Revision]] = field(default_factory=dict)
     held: dict[Slot, int | None] = field(default_factory=dict)
-    rows: set[int] = field(default_factory=set)
+    rows: frozenset[int] = frozenset()
     channels: dict[bytes, ChannelState | None] = field(default_factory=dict)
     forgone: bool = False
     size: int = 0
@@ -119,11 +119,13 @@ class SqliteLease:
         "_settled",
         "_store",
         "address",
+        "due_at",
         "features",
         "fenced",
         "firsts",
         "holdings",
         "node_id",
+        "pause",
         "received",
         "refusals",
         "resolved",
@@ -142,12 +144,16 @@ class SqliteLease:
         self.fenced = False
         self.holdings = Holdings()
         self.waiting: dict[Slot, Change] = {}
-        self.sent: set[Slot] = set()
+        self.sent: frozenset[Slot] = frozenset()
         """Slots of which an update of this connection was taken."""
         self.firsts: dict[Slot, int] = {}
         """Bytes of the first update that this connection sent of a slot."""
         self.address = ""
         self.features = b""
+        self.pause = 0.0
+        """Seconds from one transaction with changes of this lease to the next."""
+        self.due_at = 0.0
+        """When the next one may come."""
         self.refusals: dict[str, int] = {}
         """Why updates were refused, and how often, as far as that is not written."""
         self.received = 0
@@ -166,6 +172,10 @@ class SqliteLease:
         return self.holdings.channels
 
     @property
+    def established(self) -> bool:
+        return self.holdings.established
+
+    @property
     def last_height(self) -> int | None:
         return self.holdings.last_height
 
@@ -179,6 +189,9 @@ class SqliteLease:
     def meet(self, address: str, features: bytes) -> None:
         self.address, self.features = address, features
         self._store.visit(self)
+
+    def pace(self, commits_per_second: int | None) -> None:
+        self.pause = 1 / commits_per_second if commits_per_second else 0.0
 
     def note_refusal(self, reason: str) -> None:
         if reason in self.refusals or len(self.refusals) < MAX_REASONS:

@@ -238,6 +238,7 @@ class SqliteReader:
         except StoreError:
             # The backups may be sound where the states of channels can't be read.
             rows = await self._all(_HOLDINGS_ALONE, values)
+        holdings.rows = frozenset(row[7] for row in rows if row[7] is not None)
         for row in rows:
             row_id, last_seen_at, opened, pins, current, held, until = row[7:14]
             holdings.first_seen, holdings.established = row[14], bool(row[15])
@@ -247,7 +248,6 @@ class SqliteReader:
                 continue
             revision = _revision(row)
             slot = revision.slot
-            holdings.rows.add(row_id)
             holdings.size += revision.size
             if held:
                 holdings.held[slot] = until

@@ -139,8 +139,10 @@ class SqliteStore:
         self._epoch = b""
         self._totals = Totals(0, 0, 0, 0, 0)
         self._leases: dict[NodeId, SqliteLease] = {}
-        # Leases with something to write, first come, first served.
+        # Leases with something to write, first come, first served, and those that must wait so as
+        # not to be written too often.
         self._waiting: dict[SqliteLease, None] = {}
+        self._paced: dict[SqliteLease, asyncio.TimerHandle] = {}
         self._waiting_bytes = 0
         self._operations_done = 0
         self._operations: deque[tuple[Operation, asyncio.Future[None]]] = deque()
@@ -233,6 +235,7 @@ class SqliteStore:
         predecessor = self._leases.get(node_id)
         if predecessor is not None:
             predecessor.fence()
+            self._hurry(predecessor)
         lease = self._leases[node_id] = SqliteLease(self, node_id, listener, predecessor)
         try:
             if predecessor is not None:
@@ -270,11 +273,27 @@ class SqliteStore:
             change = change.over(replaced)
         lease.waiting[slot] = change
         self._waiting_bytes += change.weight
-        self._waiting[lease] = None
-        self._work.set()
+        if lease in self._waiting or lease in self._paced:
+            return
+        early = lease.due_at - self._clocks.monotonic() if lease.pause else 0.0
+        if early > 0:
+            later = asyncio.get_running_loop().call_later(early, self._hurry, lease)
+            self._paced[lease] = later
+        else:
+            self._waiting[lease] = None
+            self._work.set()
+
+    def _hurry(self, lease: SqliteLease) -> None:
+        """Write what a lease has handed in with the next transaction."""
+        paced = self._paced.pop(lease, None)
+        if paced is not None:
+            paced.cancel()
+            self._waiting[lease] = None
+            self._work.set()
 
     def release(self, lease: SqliteLease) -> None:
         """A lease was closed; what it handed in stays."""
+        self._hurry(lease)
         if self._leases.get(lease.node_id) is not lease or lease.resolved < lease.received:
             return
         self.visit(lease)
@@ -390,11 +409,15 @@ class SqliteStore:
         )
 
     async def settle(self) -> None:
+        for lease in list(self._paced):
+            self._hurry(lease)
         for lease in list(self._leases.values()):
             await lease.settled()
 
     async def close(self) -> None:
         self._closing = True
+        for lease in list(self._paced):
+            self._hurry(lease)
         self._work.set()
         try:
             if self._task is not None:
@@ -528,7 +551,9 @@ class SqliteStore:
             lease.waiting = {}
             if size >= BATCH_BYTES:
                 break
+        now = self._clocks.monotonic()
         for lease, _, _ in leases:
+            lease.due_at = now + lease.pause
             del self._waiting[lease]
         self._waiting_bytes -= size
         return _Batch(leases)
@@ -560,7 +585,7 @@ class SqliteStore:
             self._totals = planner.totals
             for lease, slot, current in plan.current:
                 lease.holdings.current[slot] = current
-                lease.holdings.rows.add(current.row_id)
+                lease.holdings.rows |= {current.row_id}
                 if lease.holdings.first_seen is None:
                     lease.holdings.first_seen = seen
                     self.visit(lease)

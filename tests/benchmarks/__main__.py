@@ -8,26 +8,36 @@ processes, so on two cores it takes its share of both.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from peerstore.transport.secp256k1 import KeyPair
+from tests.benchmarks.attacks import Attack
 from tests.benchmarks.load import Task
+from tests.benchmarks.rig import (
+    Row,
+    bare,
+    cpu_seconds,
+    daemon,
+    holding,
+    load,
+    print_table,
+    receiver,
+    resident,
+    run_attacks,
+    secret,
+)
 from tests.benchmarks.scale import BLOB as BLOB_OF_MANY
 from tests.benchmarks.scale import fill
 
 BLOB = 65531
 LOAD_PROCESSES = 2
-_TICK = os.sysconf("SC_CLK_TCK")
 
 
 def main() -> None:
@@ -35,6 +45,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
     parser.add_argument("--seconds", type=float, default=5.0, help="for each measurement")
     parser.add_argument("--idle", type=int, default=1000, help="idle connections to open")
+    parser.add_argument("--gossip", type=int, default=64 << 20, help="bytes of gossip to send")
     parser.add_argument("--peers", type=int, default=1_000_000, help="peers of the large database")
     parser.add_argument("--dir", default=None, help="where databases are made; a disk, not RAM")
     options = parser.parse_args()
@@ -45,23 +56,24 @@ def main() -> None:
             *reconnects(directory, options.seconds),
             *handshakes(directory, options.seconds),
             *idle(directory, options.idle),
+            *gossip(directory, options.gossip),
             *helps(),
             *scale(directory, options.peers, options.seconds),
         ]
-    print_table(rows)
+    print_table([HEADS, *rows])
 
 
-Row = tuple[str, str, str, str, str]
-"""What, our figure, the bare loop's, the ratio, DESIGN.md's target."""
+HEADS = ("what", "peerstore", "bare loop", "ratio", "target")
 
 
 def updates(directory: str, size: int, seconds: float) -> Iterator[Row]:
     """Durable updates from 64 connections, one in flight each."""
     upserts = bare("upserts", directory, str(size), str(seconds))["rate"]
-    with receiver() as uri:
-        received = rate(update_load(uri, size, seconds))
-    with daemon(directory) as (uri, _):
-        results = update_load(uri, size, seconds)
+    keys = tuple(secret() for _ in range(64))
+    with receiver() as (uri, _):
+        received = rate(update_load(uri, size, seconds, keys))
+    with daemon(directory, allowed=keys) as (uri, _):
+        results = update_load(uri, size, seconds, keys)
     if any(result["refused"] for result in results):
         raise SystemExit(f"updates were refused: {results}")
     ours = rate(results)
@@ -85,8 +97,8 @@ def reconnects(directory: str, seconds: float) -> Iterator[Row]:
         bare("hash_and_encrypt", str(BLOB), "2000"),
     ]
     bare_cpu = sum(part["cpu"] for part in parts)
-    keys = tuple(_secret() for _ in range(64))
-    with daemon(directory) as (uri, pid):
+    keys = tuple(secret() for _ in range(64))
+    with daemon(directory, allowed=keys) as (uri, pid):
         task = Task("updates", uri, 64, BLOB, 0.5, keys)
         load([task])
         for at_once in (1, 16):
@@ -131,9 +143,31 @@ def idle(directory: str, count: int) -> Iterator[Row]:
     yield (f"{count} idle connections", f"{each / 1024:.1f} KiB each", "", "", "at most 12 KiB")
 
 
+def gossip(directory: str, size: int) -> Iterator[Row]:
+    """What reading gossip and dropping it costs, beside reading and decrypting it."""
+    attack = Attack("gossip", "", count=size, key=secret())
+    costs = []
+    for served in (
+        daemon(directory, allowed=[attack.key]),
+        receiver(),
+    ):
+        with served as (uri, pid):
+            used = cpu_seconds(pid)
+            (result,) = run_attacks([replace(attack, uri=uri)])
+            costs.append((cpu_seconds(pid) - used) / result["bytes"] * (1 << 20))
+    ours, bare_cost = costs
+    yield (
+        f"{size >> 20} MiB of gossip",
+        f"CPU {ours * 1000:.1f} ms a MiB",
+        f"CPU {bare_cost * 1000:.1f} ms a MiB",
+        f"{ours / bare_cost:.2f}",
+        "at most 1.5",
+    )
+
+
 def scale(directory: str, peers: int, seconds: float) -> Iterator[Row]:
     """Start, commands and replay with very many peers stored, beside a thousand."""
-    keys = tuple(_secret() for _ in range(64))
+    keys = tuple(secret() for _ in range(64))
     starts: list[float] = []
     lists: list[float] = []
     infos: list[float] = []
@@ -205,10 +239,10 @@ def _measured(data_dir: str, *arguments: str) -> tuple[float, int]:
     return time.perf_counter() - begun, usage.ru_maxrss * 1024
 
 
-def update_load(uri: str, size: int, seconds: float) -> list[dict[str, Any]]:
-    """64 connections from LOAD_PROCESSES processes."""
-    share = 64 // LOAD_PROCESSES
-    return load([Task("updates", uri, share, size, seconds)] * LOAD_PROCESSES)
+def update_load(uri: str, size: int, seconds: float, keys: tuple[str, ...]) -> list[dict[str, Any]]:
+    """A connection for each key from LOAD_PROCESSES processes."""
+    parts = [keys[number::LOAD_PROCESSES] for number in range(LOAD_PROCESSES)]
+    return load([Task("updates", uri, len(part), size, seconds, part) for part in parts])
 
 
 def rate(results: list[dict[str, Any]]) -> float:
@@ -220,117 +254,6 @@ def rate(results: list[dict[str, Any]]) -> float:
 def ms(results: list[dict[str, Any]], key: str) -> str:
     """The worst of the processes' figures, in milliseconds."""
     return f"{max(result[key] for result in results) * 1000:.1f} ms"
-
-
-def load(tasks: list[Task]) -> list[dict[str, Any]]:
-    """Run tasks in a process each, started together."""
-    processes = [_python("tests.benchmarks.load", json.dumps(asdict(task))) for task in tasks]
-    for process in processes:
-        _expect_ready(process)
-    for process in processes:
-        _say(process, "go")
-    return [json.loads(process.communicate()[0]) for process in processes]
-
-
-@contextlib.contextmanager
-def holding(uri: str, count: int) -> Iterator[None]:
-    """Idle connections, open while the block runs."""
-    process = _python("tests.benchmarks.load", json.dumps(asdict(Task("idle", uri, count))))
-    _expect_ready(process)
-    _say(process, "go")
-    yield
-    _say(process, "end")
-    still_open = json.loads(process.communicate()[0])["open"]
-    if still_open != count:
-        raise SystemExit(f"only {still_open} of {count} idle connections stayed open")
-
-
-@contextlib.contextmanager
-def daemon(directory: str, made: str | None = None) -> Iterator[tuple[str, int]]:
-    """A daemon in a new data directory, or in one that was made: its URI and process id."""
-    with tempfile.TemporaryDirectory(dir=directory) as new:
-        options = ["--data-dir", made or new, "--set", "network=regtest"]
-        options += ["--set", 'listen.addresses=["127.0.0.1:0"]', "--set", "log.level=warning"]
-        process = _python("peerstore", "--json", *options, "run")
-        try:
-            yield _read_document(process)["uris"][0], process.pid
-        finally:
-            process.terminate()
-            process.communicate()
-
-
-@contextlib.contextmanager
-def receiver() -> Iterator[str]:
-    """The bare loop that receives, decrypts and hashes: its URI."""
-    process = _python("tests.benchmarks.bare", "receiver")
-    assert process.stdout is not None
-    yield process.stdout.readline().strip()
-    process.communicate("\n")
-
-
-def bare(name: str, *arguments: str) -> dict[str, float]:
-    """Run a bare loop in a process of its own."""
-    output = _python("tests.benchmarks.bare", name, *arguments).communicate()[0]
-    result: dict[str, float] = json.loads(output)
-    return result
-
-
-def cpu_seconds(pid: int) -> float:
-    """User and system time of a process (proc(5), stat)."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / _TICK
-
-
-def resident(pid: int) -> int:
-    """Bytes of a process in memory."""
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-def print_table(rows: list[Row]) -> None:
-    """Print the rows under their heads."""
-    table = [("what", "peerstore", "bare loop", "ratio", "target"), *rows]
-    widths = [max(len(row[column]) for row in table) for column in range(5)]
-    for row in table:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)))
-
-
-def _secret() -> str:
-    private = KeyPair.generate().private
-    assert private is not None
-    return private.secret.hex()
-
-
-def _python(module: str, *arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", module, *arguments],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-
-
-def _expect_ready(process: subprocess.Popen[str]) -> None:
-    assert process.stdout is not None
-    if process.stdout.readline().strip() != "ready":
-        raise SystemExit("the load did not come up: its error stands above")
-
-
-def _say(process: subprocess.Popen[str], word: str) -> None:
-    assert process.stdin is not None
-    process.stdin.write(f"{word}\n")
-    process.stdin.flush()
-
-
-def _read_document(process: subprocess.Popen[str]) -> dict[str, Any]:
-    """The JSON document that `run --json` prints once it serves."""
-    assert process.stdout is not None
-    lines = []
-    for line in process.stdout:
-        lines.append(line)
-        if line == "}\n":
-            break
-    document: dict[str, Any] = json.loads("".join(lines))
-    return document
 
 
 if __name__ == "__main__":

@@ -1,0 +1,182 @@
+"""What the benchmarks share: a daemon, loads in processes of their own, what they use up."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import resource
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from peerstore.transport.secp256k1 import KeyPair
+from tests.benchmarks.attacks import Attack
+from tests.benchmarks.load import Task
+
+_TICK = os.sysconf("SC_CLK_TCK")
+
+Row = tuple[str, str, str, str, str]
+"""What, our figure, the bare loop's, the ratio, DESIGN.md's target."""
+
+
+def load(tasks: list[Task]) -> list[dict[str, Any]]:
+    """Run tasks in a process each, started together."""
+    processes = [python("tests.benchmarks.load", json.dumps(asdict(task))) for task in tasks]
+    for process in processes:
+        expect_ready(process)
+    for process in processes:
+        say(process, "go")
+    return [json.loads(process.communicate()[0]) for process in processes]
+
+
+def run_attacks(attacks: Sequence[Attack]) -> list[dict[str, Any]]:
+    """Run each in a process of its own, started together, the first one last."""
+    processes = [python("tests.benchmarks.attacks", json.dumps(asdict(each))) for each in attacks]
+    for process in processes:
+        expect_ready(process)
+    for process in processes[::-1]:
+        say(process, "go")
+    return [json.loads(process.communicate()[0]) for process in processes]
+
+
+@contextlib.contextmanager
+def holding(uri: str, count: int) -> Iterator[None]:
+    """Idle connections, open while the block runs."""
+    process = python("tests.benchmarks.load", json.dumps(asdict(Task("idle", uri, count))))
+    expect_ready(process)
+    say(process, "go")
+    yield
+    say(process, "end")
+    still_open = json.loads(process.communicate()[0])["open"]
+    if still_open != count:
+        raise SystemExit(f"only {still_open} of {count} idle connections stayed open")
+
+
+@contextlib.contextmanager
+def daemon(
+    directory: str,
+    made: str | None = None,
+    *,
+    allowed: Sequence[str] = (),
+    settings: Sequence[str] = (),
+    descriptors: int | None = None,
+) -> Iterator[tuple[str, int]]:
+    """A daemon in a new data directory, or in one that was made: its URI and process id.
+
+    The peers of the `allowed` keys (private, hexadecimal) are allowed by name.
+    """
+    ids = [KeyPair.from_private_bytes(bytes.fromhex(key)).node_id.hex() for key in allowed]
+    with tempfile.TemporaryDirectory(dir=directory) as new:
+        options = ["--data-dir", made or new]
+        for setting in (
+            "network=regtest",
+            'listen.addresses=["127.0.0.1:0"]',
+            "log.level=error",
+            f"policy.allow={json.dumps(ids)}",
+            *settings,
+        ):
+            options += ["--set", setting]
+        few = None if descriptors is None else _limiting(descriptors)
+        process = python("peerstore", "--json", *options, "run", before=few)
+        try:
+            yield _read_document(process)["uris"][0], process.pid
+        finally:
+            process.terminate()
+            process.communicate()
+
+
+@contextlib.contextmanager
+def receiver() -> Iterator[tuple[str, int]]:
+    """The bare loop that receives, decrypts and hashes: its URI and process id."""
+    process = python("tests.benchmarks.bare", "receiver")
+    assert process.stdout is not None
+    yield process.stdout.readline().strip(), process.pid
+    process.communicate("\n")
+
+
+def bare(name: str, *arguments: str) -> dict[str, float]:
+    """Run a bare loop in a process of its own."""
+    output = python("tests.benchmarks.bare", name, *arguments).communicate()[0]
+    result: dict[str, float] = json.loads(output)
+    return result
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time of a process (proc(5), stat)."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / _TICK
+
+
+def resident(pid: int) -> int:
+    """Bytes of a process in memory."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def high_water(pid: int) -> int:
+    """The most bytes that a process had in memory."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0]) << 10
+
+
+def print_table(rows: Iterable[Row]) -> None:
+    """Print the rows; the first has the heads."""
+    table = list(rows)
+    widths = [max(len(row[column]) for row in table) for column in range(5)]
+    for row in table:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)))
+
+
+def secret() -> str:
+    """A new private key, hexadecimal."""
+    private = KeyPair.generate().private
+    assert private is not None
+    return private.secret.hex()
+
+
+def python(
+    module: str, *arguments: str, before: Callable[[], None] | None = None
+) -> subprocess.Popen[str]:
+    """Run a module in a process of its own; `before` is called in it before that."""
+    return subprocess.Popen(
+        [sys.executable, "-m", module, *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=before,
+    )
+
+
+def _limiting(descriptors: int) -> Callable[[], None]:
+    return lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, descriptors))
+
+
+def expect_ready(process: subprocess.Popen[str]) -> None:
+    """Wait until a load has prepared all that it can."""
+    assert process.stdout is not None
+    if process.stdout.readline().strip() != "ready":
+        raise SystemExit("the load did not come up: its error stands above")
+
+
+def say(process: subprocess.Popen[str], word: str) -> None:
+    """Tell a load to go on."""
+    assert process.stdin is not None
+    process.stdin.write(f"{word}\n")
+    process.stdin.flush()
+
+
+def _read_document(process: subprocess.Popen[str]) -> dict[str, Any]:
+    """The JSON document that `run --json` prints once it serves."""
+    assert process.stdout is not None
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if line == "}\n":
+            break
+    document: dict[str, Any] = json.loads("".join(lines))
+    return document
