@@ -17,6 +17,9 @@ from peerstore.types import NodeAddress
 LOOPBACK = ("network=regtest", 'listen.addresses=["127.0.0.1:0"]')
 """What every daemon of the tests is set to, unless a test says otherwise."""
 
+UNPACED = (*LOOPBACK, "limits.commits_per_second=1000000")
+"""Where as many commits as can be are wanted."""
+
 HANG = 60
 """Seconds after which a process is taken to hang; nothing here is ever measured."""
 

@@ -29,11 +29,22 @@ from peerstore.store.sqlite import READERS, Clocks, SqliteStore
 from peerstore.transport.secp256k1 import KeyPair
 from peerstore.types import BackupKind, Network, NodeAddress, Slot
 from peerstore.wire.messages import PeerStorage, QueryChannelRange, ReplyChannelRange
-from tests.daemon import HANG, LOOPBACK, Daemon, command_line, environment
+from tests.daemon import HANG, LOOPBACK, UNPACED, Daemon, command_line, environment
 from tests.helpers import key_pair
 
 CYCLES, LONG_CYCLES = 20, 1000
 """Kills in the suite, and with --long."""
+
+@pytest.fixture
+def daemon(data_dir: Path) -> Iterator[Daemon]:
+    """A daemon whose peers are held back by nothing but the disk."""
+    daemon = Daemon(data_dir, UNPACED)
+    daemon.start()
+    try:
+        yield daemon
+    finally:
+        daemon.close()
+
 
 PEER_SIZES = (60, 60, 1_000, 8_000, 32_000, 32_000)
 """The smallest blob of each peer; none is more than twice as large, which would look like data

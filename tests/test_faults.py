@@ -28,7 +28,7 @@ from peerstore.store.snapshot import verify
 from peerstore.store.sqlite import Clocks, SqliteStore
 from peerstore.transport.secp256k1 import KeyPair
 from peerstore.types import BackupKind, Network, NodeAddress, Slot
-from tests.daemon import Daemon, run_command
+from tests.daemon import UNPACED, Daemon, run_command
 from tests.helpers import key_pair
 from tests.powerloss.shim import Faults, build
 
@@ -70,7 +70,7 @@ def faults(tmp_path: Path, data_dir: Path) -> Iterator[Faults]:
 @pytest.fixture
 def failing(data_dir: Path, faults: Faults) -> Iterator[Daemon]:
     """A daemon whose disk fails on command."""
-    daemon = Daemon(data_dir)
+    daemon = Daemon(data_dir, UNPACED)
     with faults.preloaded():
         daemon.start()
     try:
