@@ -23,8 +23,13 @@ def holder_of(address: IpAddress) -> str:
     return _network(address, 64) if address.version == 6 else str(address)
 
 
-def group_of(address: IpAddress) -> str:
-    """The network of neighbours: the /24 of an IPv4 address, the /48 of an IPv6 one."""
+def group_of(address: IpAddress | None) -> str:
+    """The network of neighbours: the /24 of an IPv4 address, the /48 of an IPv6 one.
+
+    Who has one address of such a network can mostly have them all. "" for no address.
+    """
+    if address is None:
+        return ""
     return _network(address, 48 if address.version == 6 else 24)
 
 

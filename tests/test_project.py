@@ -32,7 +32,7 @@ ALLOWED: dict[str, set[str]] = {
     "session": {"errors", "types", "wire", "streams", "confirmation"},
     "channels": {"errors", "types"},
     "retention": {"types", "channels", "policy"},
-    "store": {"errors", "types", "channels"},
+    "store": {"addresses", "errors", "types", "channels"},
     "policy": {"types"},
     "watch": {"errors", "types", "channels", "policy", "retention", "store"},
     "server": {

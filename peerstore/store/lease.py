@@ -8,9 +8,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from peerstore.errors import StoreClosedError
+from peerstore.addresses import group_of, parse_ip
+from peerstore.errors import AddressError, StoreClosedError
 from peerstore.store.base import Backup, Listener, Revision
-from peerstore.types import ChannelState, NodeId, Slot
+from peerstore.types import ChannelState, NodeId, Slot, parse_host_port
 
 MAX_REASONS = 10
 """Reasons of refusals that are kept of a peer."""
@@ -119,6 +120,7 @@ class SqliteLease:
         "_settled",
         "_store",
         "address",
+        "address_group",
         "due_at",
         "features",
         "fenced",
@@ -149,6 +151,7 @@ class SqliteLease:
         self.firsts: dict[Slot, int] = {}
         """Bytes of the first update that this connection sent of a slot."""
         self.address = ""
+        self.address_group = ""
         self.features = b""
         self.pause = 0.0
         """Seconds from one transaction with changes of this lease to the next."""
@@ -188,6 +191,7 @@ class SqliteLease:
 
     def meet(self, address: str, features: bytes) -> None:
         self.address, self.features = address, features
+        self.address_group = _group_of(address)
         self._store.visit(self)
 
     def pace(self, commits_per_second: int | None) -> None:
@@ -266,3 +270,12 @@ class SqliteLease:
             self._listener.stored(sequence)
         else:
             self._listener.not_stored(sequence, failure)
+
+
+def _group_of(address: str) -> str:
+    """The group of an address with its port."""
+    try:
+        host, _ = parse_host_port(address)
+    except AddressError:
+        return ""
+    return group_of(parse_ip(host))

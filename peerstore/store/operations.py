@@ -6,7 +6,7 @@ it changed. They raise StoreError when there is nothing to do it to.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -38,6 +38,9 @@ Operation = Callable[[Transaction], Awaitable[set[NodeId]]]
 
 _ANY_KIND = "kind IN (1, 2, 3)"
 """What makes SQLite use the index on slots."""
+
+_PEERS = 64
+"""Peers of one statement."""
 
 _SLOT = "node_id = ? AND kind = ? AND channel_id = ?"
 
@@ -136,14 +139,34 @@ def forget(node_id: NodeId) -> Operation:
     async def operation(tx: Transaction) -> set[NodeId]:
         if not await tx.all("SELECT 1 FROM peer WHERE node_id = ?", node_id):
             raise StoreError(f"nothing is stored for a peer {node_id.hex()}")
-        await _delete_rows(tx, "node_id = :node_id", node_id=node_id)
-        await tx.all(
-            "UPDATE alarm SET acknowledged_at = ? WHERE node_id = ? AND acknowledged_at IS NULL",
-            tx.now, node_id,
-        )  # fmt: skip
+        await delete_peers(tx, [node_id])
         return {node_id}
 
     return operation
+
+
+async def delete_peers(tx: Transaction, node_ids: Sequence[NodeId]) -> None:
+    """Delete all of some peers within a transaction; alarms about them are acknowledged."""
+    rows: list[Any] = []
+    for start in range(0, len(node_ids), _PEERS):
+        part = node_ids[start : start + _PEERS]
+        those = f"node_id IN ({', '.join('?' * len(part))})"
+        rows += await tx.all(
+            f"DELETE FROM backup WHERE {those} RETURNING size, node_id, kind, channel_id", *part
+        )
+        for table in ("hold", "channel", "refusal", "peer"):
+            await tx.all(f"DELETE FROM {table} WHERE {those}", *part)
+        await tx.all(
+            f"UPDATE alarm SET acknowledged_at = ? WHERE acknowledged_at IS NULL AND {those}",
+            tx.now, *part,
+        )  # fmt: skip
+    await _uncount(
+        tx,
+        versions=len(rows),
+        size=sum(row[0] for row in rows),
+        peers=len({row[1] for row in rows}),
+        backups=len({row[1:] for row in rows}),
+    )
 
 
 def learn(channels: Iterable[KnownChannel]) -> Operation:
@@ -294,12 +317,16 @@ async def _delete_rows(tx: Transaction, condition: str, **values: object) -> lis
             peers += len(await tx.all("DELETE FROM peer WHERE node_id = ? RETURNING 1", node_id))
             await tx.all("DELETE FROM refusal WHERE node_id = ?", node_id)
     sizes = [row[1] for row in gone]
+    await _uncount(tx, versions=len(sizes), size=sum(sizes), peers=peers, backups=len(slots) - left)
+    return sizes
+
+
+async def _uncount(tx: Transaction, *, versions: int, size: int, peers: int, backups: int) -> None:
     await tx.all(
         "UPDATE meta SET versions = versions - ?, bytes = bytes - ?, peers = peers - ?,"
         " backups = backups - ?",
-        len(sizes), sum(sizes), peers, len(slots) - left,
+        versions, size, peers, backups,
     )  # fmt: skip
-    return sizes
 
 
 def acknowledge(number: int) -> Operation:

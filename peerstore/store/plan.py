@@ -7,12 +7,13 @@ touches the database.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from peerstore.store.base import Quotas, Revision, backup_digest
 from peerstore.store.history import Kept, Thinned, before_burst, thin
 from peerstore.store.lease import Change, Current, SqliteLease, Update
+from peerstore.store.room import Candidates, Displaced, Refused, Room, Totals
 from peerstore.types import BackupKind, ChannelState, Slot
 
 LAST_SEEN_SECONDS = 60
@@ -35,17 +36,6 @@ class KeptRow:
     pins: int
 
 
-@dataclass(slots=True)
-class Totals:
-    """What is stored in all, and the newest revision given out."""
-
-    last_revision: int
-    peers: int
-    backups: int
-    versions: int
-    bytes: int
-
-
 @dataclass(frozen=True, slots=True)
 class Loss:
     """The mark of data loss: the good version, and the bytes that came after it was given back."""
@@ -66,6 +56,7 @@ class Plan:
     rows: list[tuple[object, ...]] = field(default_factory=list)
     replaced: list[tuple[int, int | None, int]] = field(default_factory=list)
     drops: list[int] = field(default_factory=list)
+    displaced: list[Displaced] = field(default_factory=list)
     seen_again: list[tuple[int, int]] = field(default_factory=list)
     new_peers: list[tuple[object, ...]] = field(default_factory=list)
     losses: list[Loss] = field(default_factory=list)
@@ -89,17 +80,16 @@ def _shrunk(good: Revision, size: int) -> bool:
 
 _SPACE_LOW = "the disk is nearly full"
 
-
-class Refused(Exception):  # noqa: N818 - control flow within this module
-    """An update is not taken; the text is what the peer is told."""
+NOBODY = Candidates()
 
 
 class Planner:
     """See the module's docstring.
 
     `now` is the wall clock, `seen` the seconds that daemons have seen pass. `kept` holds the kept
-    versions of the slots that are replaced for the first time by their connection; `spare` rows of
-    strangers' kept versions (id, size) that may go when the store is full.
+    versions of the slots that are replaced for the first time by their connection; `candidates`
+    are who gives way when the store is full; `protected` is whether a peer is, by the policy, no
+    stranger.
     """
 
     def __init__(
@@ -110,16 +100,18 @@ class Planner:
         now: int,
         seen: int,
         kept: Mapping[Slot, list[KeptRow]],
-        spare: Iterable[tuple[int, int]] = (),
+        candidates: Candidates = NOBODY,
+        protected: Callable[[SqliteLease], bool] = lambda _: False,
         space_low: bool = False,
     ) -> None:
-        self.plan = Plan()
         self.totals = replace(totals)
+        self._room = Room(quotas, self.totals, candidates)
+        self.plan = Plan(drops=self._room.drops, displaced=self._room.displaced)
         self._quotas = quotas
         self._now = now
         self._seen = seen
         self._kept = kept
-        self._spare = iter(spare)
+        self._protected = protected
         self._space_low = space_low
         self._new_peers: set[bytes] = set()
         self._new_slots: set[Slot] = set()
@@ -192,9 +184,7 @@ class Planner:
                     f"backups of {self._quotas.max_channels_per_peer} channels are kept for a peer"
                 )
         new_peer = lease.holdings.first_seen is None and slot.node_id not in self._new_peers
-        if new_peer and self.totals.peers >= self._quotas.max_peers:
-            raise Refused("no more peers are taken here")
-        self._charge(lease, len(update.blob), may_exceed=False)
+        self._charge(lease, len(update.blob), new_peer=new_peer)
         if slot.kind is BackupKind.CHANNEL_BACKUP:
             self._channels[lease] = channels + 1
         self.totals.backups += 1
@@ -202,7 +192,9 @@ class Planner:
         if new_peer:
             self._new_peers.add(slot.node_id)
             self.totals.peers += 1
-            self.plan.new_peers.append((slot.node_id, self._seen, self._now, self._now, self._seen))
+            self.plan.new_peers.append(
+                (slot.node_id, self._seen, self._now, self._now, self._seen, lease.address_group)
+            )
         self._open_row(lease, slot, update)
 
     def _overwrite(self, lease: SqliteLease, slot: Slot, update: Update, current: Current) -> None:
@@ -238,7 +230,7 @@ class Planner:
             freed = sum(sizes[row_id] for row_id in thinned.drop)
             if self._fits(lease, added - freed):
                 break
-        self._charge(lease, added - freed, may_exceed=True)
+        self._charge(lease, added - freed, replaces=True)
         self.plan.drops += thinned.drop
         self.totals.versions -= len(thinned.drop)
         return thinned
@@ -295,24 +287,19 @@ class Planner:
     def _size(self, lease: SqliteLease) -> int:
         return self.plan.sizes.get(lease, lease.holdings.size)
 
-    def _charge(self, lease: SqliteLease, added: int, *, may_exceed: bool) -> None:
-        """Count bytes, or refuse them.
+    def _charge(
+        self, lease: SqliteLease, added: int, *, new_peer: bool = False, replaces: bool = False
+    ) -> None:
+        """Count bytes, and make room for them; or refuse them.
 
-        `may_exceed` is for replacements: an established peer's never fail for the store's sake.
+        A replacement by a peer that is no stranger never fails for the store's sake.
         """
         if added > 0 and not self._fits(lease, added):
             raise Refused(f"{int(self._quotas.max_bytes_per_peer)} bytes are kept for a peer")
-        while added > 0 and self.totals.bytes + added > self._quotas.max_bytes:
-            spare = next(self._spare, None)
-            if spare is None:
-                if may_exceed and lease.holdings.established:
-                    break
-                raise Refused("the store is full")
-            row_id, size = spare
-            if row_id not in self.plan.drops:
-                self.plan.drops.append(row_id)
-                self.totals.versions -= 1
-                self.totals.bytes -= size
+        full = self.totals.bytes + added > self._quotas.max_bytes
+        if (added > 0 and full) or new_peer:
+            may_exceed = replaces and (lease.holdings.established or self._protected(lease))
+            self._room.make(added, place=new_peer, may_exceed=may_exceed)
         self.totals.bytes += added
         self.plan.sizes[lease] = self._size(lease) + added
 

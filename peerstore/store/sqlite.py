@@ -43,12 +43,15 @@ from peerstore.store.base import (
     Revision,
     Version,
 )
+from peerstore.store.displaced_log import DisplacedLog
 from peerstore.store.due import Place
+from peerstore.store.giving_way import LOOK_SECONDS, GivingWay
 from peerstore.store.lease import MAX_REASONS, Change, SqliteLease, Update
 from peerstore.store.mark import Mark, mark_path, read_mark, write_mark
 from peerstore.store.operations import Operation, Transaction
-from peerstore.store.plan import KeptRow, Planner, Totals
+from peerstore.store.plan import NOBODY, KeptRow, Planner
 from peerstore.store.reader import SqliteReader, is_damage
+from peerstore.store.room import Candidates, Totals
 from peerstore.store.times import Moment, Times
 from peerstore.types import BackupKind, Network, NodeId, Slot
 
@@ -69,9 +72,6 @@ LATE_VISIT_SECONDS = 3600
 MARK_SECONDS = 1.0
 """How old the commit mark may get."""
 
-SPARE_ROWS = 256
-"""Kept versions of strangers that one transaction may delete to make room."""
-
 _log = structlog.get_logger()
 
 
@@ -91,6 +91,7 @@ class _Visit:
     moment: Moment
     established: bool
     address: str
+    address_group: str
     features: bytes
     refusals: dict[str, Refusal] = field(default_factory=dict)
 
@@ -133,6 +134,10 @@ class SqliteStore:
         self.path = path
         self.reader = reader
         self.quotas = quotas
+        self.protects: Callable[[NodeId, int | None], bool] = lambda node_id, last_height: False
+        """Whether a peer is no stranger by the policy; `last_height` is that of its last visit."""
+        self.certain: Callable[[], bool] = lambda: True
+        """Whether that is known: as long as it is not, no peer is displaced."""
         self._writer = writer
         self._clocks = clocks
         self._times = times
@@ -149,7 +154,7 @@ class SqliteStore:
         self._visits: dict[NodeId, _Visit] = {}
         self._being_written: dict[NodeId, _Visit] = {}
         self._late_visits = False
-        # Peers of which something is just being pruned, and the event of its end.
+        # Peers of which something is just being deleted, and the event of its end.
         self._reserved: set[NodeId] = set()
         self._unreserved = asyncio.Event()
         # Peers that must not be shown their node backup, while the database does not say so yet.
@@ -158,7 +163,10 @@ class SqliteStore:
         self._marked = Mark(b"", -1)
         self._marked_at = float("-inf")
         self._mark_timer: asyncio.TimerHandle | None = None
-        self._no_spare_until = float("-inf")
+        self._giving_way = GivingWay()
+        self._looked_for_room = False
+        self._no_room_until = 0
+        self._displaced_log = DisplacedLog(clocks.monotonic)
         self._work = asyncio.Event()
         self._closing = False
         self._task: asyncio.Task[None] | None = None
@@ -524,8 +532,13 @@ class SqliteStore:
 
         Returns whether there is anything else to try.
         """
-        passed = False
         damage = is_damage(error) or is_damage(error.__cause__)
+        if damage and self._looked_for_room:
+            # It may be of what would have given way: who needs no room goes on without that.
+            self._looked_for_room = False
+            self._no_room_until = self.seen + LOOK_SECONDS
+            return True
+        passed = False
         for lease, _, changes in batch.leases:
             for slot in changes:
                 current = lease.holdings.current.get(slot)
@@ -564,15 +577,23 @@ class SqliteStore:
         Returns what was refused and why. Raises sqlite3.Error, and then nothing is changed.
         """
         await self._verify_repeated(batch)
+        try:
+            return await self._commit_now(batch)
+        finally:
+            self._end_reservations()
+
+    async def _commit_now(self, batch: _Batch) -> dict[SqliteLease, dict[Slot, str]]:
         tx = self._transaction()
         seen = tx.moment.seen
+        self._looked_for_room = False
         planner = Planner(
             self.quotas,
             self._totals,
             now=tx.now,
             seen=seen,
             kept=await self._kept(batch, seen),
-            spare=await self._spare(batch),
+            candidates=await self._candidates(batch, tx),
+            protected=lambda lease: self.protects(lease.node_id, lease.last_height),
             space_low=await self._space_low(),
         )
         for lease, _, changes in batch.leases:
@@ -580,9 +601,14 @@ class SqliteStore:
             for slot, change in changes.items():
                 planner.add(lease, slot, change)
         plan = planner.plan
-        if not plan.empty:
+        if plan.empty:
+            if self._writer.in_transaction:
+                await self._writer.rollback()  # who gives way was looked for
+        else:
             await statements.write(plan, tx, planner.totals)
             self._totals = planner.totals
+            for each in plan.displaced:
+                self._visits.pop(each.node_id, None)  # nobody has come back yet
             for lease, slot, current in plan.current:
                 lease.holdings.current[slot] = current
                 lease.holdings.rows |= {current.row_id}
@@ -604,6 +630,7 @@ class SqliteStore:
         for lease, _, changes in batch.leases:
             refused = plan.refused.get(lease, {})
             lease.sent |= {s for s, change in changes.items() if change.update and s not in refused}
+        self._displaced_log.add(plan.displaced)
         for loss in plan.losses:
             _log.warning(
                 "backup_shrank", node_id=loss.slot.node_id.hex(), kind=loss.slot.kind.label,
@@ -640,8 +667,11 @@ class SqliteStore:
             if not done.done():
                 done.set_result(None)
         finally:
-            self._reserved.clear()
-            self._unreserved.set()
+            self._end_reservations()
+
+    def _end_reservations(self) -> None:
+        self._reserved.clear()
+        self._unreserved.set()
 
     def _transaction(self) -> Transaction:
         return Transaction(self._writer, int(self._clocks.wall()), self.moment)
@@ -721,28 +751,44 @@ class SqliteStore:
                 current, damaged=damaged, verified=not damaged
             )
 
-    async def _spare(self, batch: _Batch) -> list[tuple[int, int]]:
-        """Kept versions of strangers that are not connected, when the store is nearly full."""
-        size = sum(len(update.blob) for _, _, update in batch.updates())
-        if self._totals.bytes + size <= self.quotas.max_bytes or self.seen < self._no_spare_until:
-            return []
-        spare: list[tuple[int, int]] = []
-        after = 0
-        while len(spare) < SPARE_ROWS:
-            rows = await statements.strangers_kept(self._writer, after, SPARE_ROWS)
-            if not rows:
-                break
-            after = rows[-1][0]
-            # Who is connected, or was when it had become established, is no stranger that is away.
-            spare += [
-                (row_id, size)
-                for row_id, size, node_id in rows
-                if node_id not in self._leases
-                and not ((visit := self._visits.get(NodeId(node_id))) and visit.established)
-            ]
-        if not spare:
-            self._no_spare_until = self.seen + FLUSH_SECONDS
-        return spare
+    async def _candidates(self, batch: _Batch, tx: Transaction) -> Candidates:
+        """Who may give way to a batch, if the store may be too full for it."""
+        size = self._totals.bytes - self.quotas.max_bytes
+        newcomers: set[NodeId] = set()
+        for lease, slot, update in batch.updates():
+            current = lease.holdings.current.get(slot)
+            added = len(update.blob)
+            if current is not None and (
+                current.opened_here or current.revision.sha256 == update.sha256
+            ):
+                added = max(0, added - current.revision.size)
+            size += added
+            if lease.holdings.first_seen is None:
+                newcomers.add(lease.node_id)
+        places = self._totals.peers + len(newcomers) - self.quotas.max_peers if newcomers else 0
+        full = size > 0 or places > 0
+        if not full or not self.certain() or tx.moment.seen < self._no_room_until:
+            return NOBODY
+        self._looked_for_room = True
+        # From here to the commit nothing else is written.
+        await self._writer.execute("BEGIN IMMEDIATE")
+        return await self._giving_way.find(tx, self, size=size, places=places)
+
+    # Who may give way; see giving_way.Door.
+
+    def stays(self, node_id: NodeId, last_height: int | None) -> bool:
+        """Whether a peer is connected, was here since that was written, or is protected."""
+        visit = self._visits.get(node_id)
+        return (
+            node_id in self._leases
+            or (visit is not None and visit.established)
+            or self.protects(node_id, last_height)
+        )
+
+    def close_door(self, node_id: NodeId) -> None:
+        """Have whoever it is wait until what is being deleted is gone."""
+        self._unreserved.clear()
+        self._reserved.add(node_id)
 
     async def _space_low(self) -> bool:
         """Whether less than min_free_space is left, the free pages inside the file counted in."""
@@ -772,11 +818,14 @@ class SqliteStore:
         at, established = int(self._clocks.wall()), lease.holdings.established
         visit = self._visits.get(lease.node_id)
         if visit is None:
-            visit = _Visit(at, moment, established, lease.address, lease.features)
+            visit = _Visit(
+                at, moment, established, lease.address, lease.address_group, lease.features
+            )
             self._visits[lease.node_id] = visit
         visit.at, visit.moment, visit.established = at, moment, established
         if lease.address:
             visit.address, visit.features = lease.address, lease.features
+            visit.address_group = lease.address_group
         for reason, count in lease.refusals.items():
             visit.refuse(reason, count)
         lease.refusals.clear()
@@ -797,6 +846,7 @@ class SqliteStore:
         self._flushed = self._clocks.monotonic()
         for lease in self._leases.values():
             self.visit(lease)  # who is here is seen
+        self._displaced_log.flush()
         await self._save_times()
         self._mark()
 
@@ -825,6 +875,7 @@ class SqliteStore:
                     **asdict(v.moment),
                     "established": v.established,
                     "address": v.address,
+                    "address_group": v.address_group,
                     "features": v.features,
                 }
                 for node_id, v in visits.items()
@@ -854,6 +905,7 @@ class SqliteStore:
                 )
                 if newer.address:
                     visit.address, visit.features = newer.address, newer.features
+                    visit.address_group = newer.address_group
                 for refusal in newer.refusals.values():
                     before = visit.refusals.pop(refusal.reason, None)
                     visit.refusals[refusal.reason] = (

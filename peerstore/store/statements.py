@@ -17,7 +17,8 @@ from peerstore.store.history import Kept
 from peerstore.store.lease import MAX_REASONS
 from peerstore.store.migrate import migrate, schema_version
 from peerstore.store.operations import Transaction
-from peerstore.store.plan import PIN_AUTOMATIC, KeptRow, Plan, Totals
+from peerstore.store.plan import PIN_AUTOMATIC, KeptRow, Plan
+from peerstore.store.room import Totals
 from peerstore.types import BackupKind, ChannelState, Network, NodeId, Slot
 
 ROWS = 128
@@ -92,6 +93,8 @@ def _channel_row(slot: Slot, state: ChannelState, tx: Transaction) -> tuple[obje
 async def write(plan: Plan, tx: Transaction, totals: Totals) -> None:
     """Write a plan and commit it; raises sqlite3.Error."""
     writer = tx.connection
+    if plan.displaced:
+        await operations.delete_peers(tx, [peer.node_id for peer in plan.displaced])
     if plan.drops:
         # First, so that their pages can be used again at once.
         await writer.executemany(
@@ -110,7 +113,8 @@ async def write(plan: Plan, tx: Transaction, totals: Totals) -> None:
         ("UPDATE backup SET last_seen_at = ? WHERE id = ?", plan.seen_again),
         (
             "INSERT INTO peer (node_id, first_seen, first_seen_at, last_seen_at, last_seen,"
-            " last_aged, last_height) VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+            " address_group, last_aged, last_height) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+            " ON CONFLICT DO NOTHING",
             [(*peer, tx.moment.aged, tx.moment.height) for peer in plan.new_peers],
         ),
         (_CHANNEL_SQL, [_channel_row(slot, state, tx) for _, slot, state in plan.channels]),
@@ -160,7 +164,8 @@ async def write_visits(
 ) -> None:
     """Write when peers were here and what is known of them, and why updates were refused.
 
-    `visits` have node_id, at, seen, aged, height, established, address and features; `refusals`
+    `visits` have node_id, at, seen, aged, height, established, address,
+    address_group and features; `refusals`
     node_id and the fields of Refusal.
     """
     await tx.connection.executemany(
@@ -168,6 +173,7 @@ async def write_visits(
         " last_aged = max(last_aged, :aged), last_height = :height,"
         " established = max(established, :established),"
         " address = iif(:address = '', address, :address),"
+        " address_group = iif(:address = '', address_group, :address_group),"
         " features = iif(:address = '', features, :features) WHERE node_id = :node_id",
         visits,
     )
@@ -206,21 +212,6 @@ async def kept_versions(
             slot = Slot(NodeId(row[0]), BackupKind(row[1]), row[2])
             kept.setdefault(slot, []).append(KeptRow(version, size, pins))
     return kept
-
-
-async def strangers_kept(
-    writer: aiosqlite.Connection, after: int, limit: int
-) -> list[tuple[int, int, bytes]]:
-    """Kept versions of peers on probation, neither pinned nor held, in rows behind `after`:
-    row, size, node id."""
-    rows = await writer.execute_fetchall(
-        "SELECT b.id, b.size, b.node_id FROM backup AS b JOIN peer AS p USING (node_id)"
-        " WHERE b.id > ? AND b.replaced IS NOT NULL AND b.pins = 0 AND NOT p.established"
-        " AND NOT EXISTS (SELECT 1 FROM hold AS h WHERE h.backup_id = b.id)"
-        " ORDER BY b.id LIMIT ?",
-        (after, limit),
-    )
-    return [(row[0], row[1], row[2]) for row in rows]
 
 
 async def free_bytes_inside(writer: aiosqlite.Connection) -> int:
