@@ -43,6 +43,7 @@ from peerstore.errors import (
     StoreError,
 )
 from peerstore.methods import methods
+from peerstore.policy import Policy, Visit
 from peerstore.server import Limits, PeerServer, Rates
 from peerstore.session import Timeouts
 from peerstore.store.snapshot import snapshot_when_due
@@ -173,7 +174,13 @@ class Daemon:
     async def follow_rules(self) -> None:
         """Take up the operator's rules from the database."""
         rules = await self.store.reader.rules()
-        self.server.set_policy(policy(self.config, rules, self.watch))
+        self.serve_by(policy(self.config, rules, self.watch))
+
+    def serve_by(self, policy: Policy) -> None:
+        """Serve by a policy from now on, and have those give way that it does not protect."""
+        self.server.set_policy(policy)
+        self.store.certain = lambda: policy.certain
+        self.store.protects = lambda node_id, height: policy.protects(node_id, Visit(height))
 
     def channels_changed(self) -> None:
         """Who has channels, or which height it is, has changed."""
@@ -261,6 +268,7 @@ async def running(
             policy=policy(config, await store.reader.rules()),
         )
         daemon = Daemon(loaded, read_config, key, store, server)
+        daemon.serve_by(server.policy)
         stack.push_async_callback(_stop, server, store)
         source = channel_source(config, data_dir)
         if source is not None:

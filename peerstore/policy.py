@@ -62,9 +62,12 @@ class Policy:
             return False
         return node_id in self.allow or rule == "allow"
 
-    def knows(self, node_id: NodeId, visit: Visit | None) -> bool:
-        """Whether a peer has a channel with the routing node, or is within retention."""
-        return self.channels is not None and self.channels.within(node_id, visit)
+    def protects(self, node_id: NodeId, visit: Visit | None) -> bool:
+        """Whether a peer is none that gives way to others: it is allowed, or has a channel, or is
+        within retention."""
+        return self.allows(node_id) or (
+            self.channels is not None and self.channels.within(node_id, visit)
+        )
 
     def decide(self, node_id: NodeId, visit: Visit | None) -> Decision:
         """Whether a peer is served; `visit` is None where nothing is stored for it.
@@ -74,7 +77,7 @@ class Policy:
         rule = self.rules.get(node_id)
         if node_id in self.deny or rule == "deny":
             return Decision("this node does not keep backups for you", offered=False)
-        if self.serve == "anyone" or node_id in self.allow or rule == "allow":
+        if self.serve == "anyone" or self.allows(node_id):
             return SERVED
         if self.serve == "allowlist":
             text = "this node keeps backups only for peers that its operator has allowed"
@@ -87,6 +90,11 @@ class Policy:
         # Nobody with a backup loses service because the routing node is down. Who has none is
         # offered storage all the same: only who tries is told to try again.
         return SERVED if visit else Decision("who has channels is not known yet: try again later")
+
+    @property
+    def certain(self) -> bool:
+        """Whether it is known who has channels."""
+        return self.channels is None or self.channels.answered
 
 
 EVERYONE = Policy()

@@ -751,7 +751,7 @@ class PeerConnection(asyncio.BufferedProtocol):
         """Tell the server what the peer is here; returns whether it may stay."""
         policy = self._server.policy
         allowed = self._remote is not None or policy.allows(lease.node_id)
-        known = allowed or lease.established or policy.knows(lease.node_id, self._visit(lease))
+        known = allowed or lease.established or policy.protects(lease.node_id, self._visit(lease))
         self._server.get_to_know(self, stranger=not known, allowed=allowed)
         return not self._closing
 

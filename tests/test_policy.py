@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -119,6 +120,37 @@ def test_deny_beats_allow_and_both_beat_the_mode(case: Case) -> None:
     assert ME.hex() not in decision.refusal
     # Of others nothing is said by that.
     assert (policy_of(case, OTHER).decide(ME, None) == SERVED) is (case.serve == "anyone")
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("has_channel", [False, True])
+def test_who_is_allowed_and_not_denied_or_has_a_channel_is_protected(
+    case: Case, has_channel: bool
+) -> None:
+    members = (ME,) if has_channel else ()
+    policy = replace(policy_of(case), channels=WhoHas(answered=True, members=members))
+    allowed = case.allowed or case.rule == "allow"
+    denied = case.denied or case.rule == "deny"
+    assert policy.protects(ME, Visit()) == (has_channel or (allowed and not denied))
+    assert not policy.protects(OTHER, Visit())
+
+
+def test_who_is_protected_may_depend_on_its_last_visit() -> None:
+    class ByVisit:
+        answered = True
+
+        def within(self, node_id: NodeId, visit: Visit | None) -> bool:
+            return visit is not None and visit.height == 700
+
+    policy = Policy(channels=ByVisit())
+    assert policy.protects(ME, Visit(700))
+    assert not policy.protects(ME, Visit(600))
+
+
+def test_who_has_channels_is_certain_when_the_routing_node_has_answered_or_there_is_none() -> None:
+    assert EVERYONE.certain
+    assert Policy(channels=WhoHas(answered=True)).certain
+    assert not Policy(channels=WhoHas(answered=False)).certain
 
 
 def test_everyone_is_served_without_a_policy() -> None:

@@ -82,6 +82,11 @@ class Beside:
         """Whose backups go; it asks the node anew."""
         return [row["node_id"] for row in (await self.document("prune"))["items"]]
 
+    async def nobody_is_left(self) -> None:
+        """Return when the daemon has seen that its peers are gone."""
+        while (await self.document("peers", "list", "--filter", "connected=yes"))["items"]:
+            pass
+
     async def meet(self, key: KeyPair, blob: bytes | None = None) -> bytes | None:
         """Connect, store if there is a blob, and return what was given back."""
         async with await Client.connect(self.daemon.address, key) as client:
@@ -106,9 +111,11 @@ class Beside:
 
 
 @contextlib.asynccontextmanager
-async def beside(node: FakeNode, directory: Path, serve: str = "channels") -> AsyncIterator[Beside]:
+async def beside(
+    node: FakeNode, directory: Path, serve: str = "channels", *more: str
+) -> AsyncIterator[Beside]:
     await node.start()
-    daemon = Daemon(directory / "data", settings(node, serve))
+    daemon = Daemon(directory / "data", (*settings(node, serve), *more))
     try:
         yield Beside(node, daemon)
     finally:
@@ -413,3 +420,31 @@ async def test_the_readme_leads_from_nothing_to_a_list_of_channels(
         listed = await here.command("channels", "list")
         assert [line.split()[2] for line in listed.stdout.splitlines()[1:]] == ["open", "closed"]
         await here.meet(ALICE, b"backup")
+
+
+async def test_strangers_give_way_and_who_has_a_channel_or_is_allowed_does_not(
+    tmp_path: Path,
+) -> None:
+    node = FakeCln(tmp_path)
+    node.rows = [channel(ALICE, 1, Kind.PENDING)]
+    allowed, *strangers = (key_pair(number) for number in range(0x63, 0x67))
+    async with beside(node, tmp_path, "anyone", "store.max_peers=3") as here:
+        await node.stop()
+        await here.start()
+        for key in (ALICE, allowed, strangers[0]):
+            await here.meet(key, b"backup")
+        # It is not known yet who has channels.
+        assert "no more peers" in (await here.refused(BOB))[1]
+        await node.start()
+        await here.prune()  # asks the node
+        await here.document("peers", "allow", allowed.node_id.hex())
+        for key in strangers[1:]:
+            assert await here.meet(key, b"backup") is None
+            await here.nobody_is_left()
+        stored = {row["node_id"] for row in (await here.document("peers", "list"))["items"]}
+        assert stored == {key.node_id.hex() for key in (ALICE, allowed, strangers[-1])}
+        await here.document("peers", "allow", allowed.node_id.hex(), "--undo")
+        await here.meet(BOB, b"backup")
+        stored = {row["node_id"] for row in (await here.document("peers", "list"))["items"]}
+        assert ALICE.node_id.hex() in stored
+        assert len(stored) == 3
