@@ -35,6 +35,7 @@ from tests.helpers import key_pair
 CYCLES, LONG_CYCLES = 20, 1000
 """Kills in the suite, and with --long."""
 
+
 @pytest.fixture
 def daemon(data_dir: Path) -> Iterator[Daemon]:
     """A daemon whose peers are held back by nothing but the disk."""

@@ -28,7 +28,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from peerstore.addresses import group_of
+from peerstore.addresses import group_of, parse_ip
 from peerstore.store import operations
 from peerstore.store.base import Quotas
 from peerstore.store.history import DAY
@@ -413,7 +413,7 @@ class CrowdMachine(RuleBasedStateMachine):
         if not self.backends:
             return
         assert self.rows().keys() == self.known.keys()
-        groups = {group_of(host) for host in HOSTS}
+        groups = {group_of(parse_ip(host)) for host in HOSTS}
         assert {row.group for row in self.rows().values()} <= groups
         with edited(self.store.path) as database:
             current = database.execute(
