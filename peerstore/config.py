@@ -383,7 +383,8 @@ def _check(key: str, value: object, source: str) -> None:
     try:
         msgspec.convert(value, wanted, dec_hook=_decode)
         return
-    except msgspec.ValidationError as error:
+    # UnicodeEncodeError: what came as bytes that are no UTF-8, for a value that has no hook.
+    except (msgspec.ValidationError, UnicodeEncodeError) as error:
         problem = str(error.__cause__ or "")
     if not problem:
         if isinstance(wanted, type) and issubclass(wanted, enum.Enum):

@@ -206,6 +206,7 @@ def test_other_programs_variables_are_no_business_of_ours(tmp_path: Path) -> Non
         ("listen=x", "unknown key listen; known are network, node_key_file, alias"),
         ("network=x", 'network = "x": expected one of bitcoin, '),
         ("network=", 'network = "": expected one of bitcoin, '),
+        ("network=\udc80", 'network = "\\udc80": expected one of bitcoin, '),
         ("alias=a\udc80", 'alias = "a\\udc80": expected UTF-8 text without control characters'),
     ],
 )
