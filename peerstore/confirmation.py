@@ -17,6 +17,12 @@ COMMIT_TIMEOUT = 2.0
 MAX_INTERVALS = 32
 """Pings that may wait for the store before the peer is read no further."""
 
+MAX_UNDECIDED = 256
+"""Updates of which the store may not yet have said what became of them, before the same."""
+
+MAX_UNTOLD = 16
+"""Refusals that may wait for the pong before them, before the same."""
+
 _LATE = f"not committed within {COMMIT_TIMEOUT:g} s, may be later"
 _INCOMPLETE = "update_channel_backup waits for a channel message that completes it"
 
@@ -61,8 +67,12 @@ class Confirmations:
 
     @property
     def full(self) -> bool:
-        """Whether so many pings wait that no more can be taken."""
-        return len(self._intervals) > MAX_INTERVALS
+        """Whether so much waits that no more can be taken: a disk that hangs would heap it up."""
+        return (
+            self._received - self._resolved > MAX_UNDECIDED
+            or len(self._intervals) > MAX_INTERVALS
+            or len(self._intervals[-1].untold) > MAX_UNTOLD
+        )
 
     @property
     def deadline(self) -> float:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from peerstore.confirmation import COMMIT_TIMEOUT, MAX_INTERVALS
+from peerstore.confirmation import COMMIT_TIMEOUT, MAX_INTERVALS, MAX_UNDECIDED, MAX_UNTOLD
 from peerstore.session import (
     Action,
     Close,
@@ -961,6 +961,35 @@ def test_a_peer_is_read_no_further_while_too_many_of_its_pings_wait(released_by:
     assert len(said) == MAX_INTERVALS + (released_by != "stored")
     # It is read again, or this would raise.
     assert ping(session, 2) == ["pong 2"]
+
+
+@pytest.mark.parametrize("released_by", ["stored", "not_stored"])
+def test_a_peer_is_read_no_further_while_too_many_of_its_updates_wait(released_by: str) -> None:
+    session = open_session()
+    sequence = 0
+    while session.ready:
+        sequence = update(session)
+    assert sequence == MAX_UNDECIDED + 1
+    if released_by == "stored":
+        assert talk(session.stored(1, 0.5)) == []
+    else:
+        assert talk(session.not_stored(1, "no", 0.5)) == ["storage: no"]
+    assert update(session) == sequence + 1
+
+
+def test_a_peer_is_read_no_further_while_too_many_refusals_wait_for_a_pong() -> None:
+    session = open_session()
+    sequence = update(session)
+    assert ping(session, 1) == []
+    refused = 0
+    while session.ready:
+        assert session.receive(u16(20) + u16(1) + b"b", 0.5) == ()
+        refused += 1
+    assert refused == MAX_UNTOLD + 1
+    said = talk(session.stored(sequence, 0.5))
+    assert said[0] == "pong 1"
+    assert len(said) == 1 + refused
+    assert session.ready
 
 
 @dataclass
