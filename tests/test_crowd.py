@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from peerstore.store import crowd, giving_way, operations
+from peerstore.errors import StoreError
+from peerstore.store import crowd, giving_way, operations, statements
 from peerstore.store.base import Quotas
 from peerstore.store.history import DAY
 from peerstore.store.lease import SqliteLease
@@ -157,6 +158,29 @@ async def test_an_address_group_is_that_of_the_last_visit(store: SqliteStore) ->
     assert_crowds_are_right(store.path)
 
 
+async def test_an_address_group_that_could_not_be_written_is_the_newest(
+    store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await visit(store, ALICE, address=HERE)
+    write = statements.write_visits
+
+    async def fail(*arguments: Any) -> None:
+        # Meanwhile it comes from elsewhere.
+        lease = await store.open_lease(ALICE, Recorder())
+        lease.meet(ELSEWHERE, b"")
+        lease.close()
+        raise sqlite3.OperationalError("told to fail")
+
+    monkeypatch.setattr(statements, "write_visits", fail)
+    with pytest.raises(StoreError):
+        await store.save_visits()
+    monkeypatch.setattr(statements, "write_visits", write)
+    await store.save_visits()
+    with edited(store.path) as database:
+        rows = database.execute("SELECT address_group FROM peer").fetchall()
+    assert rows == [("2001:db8:1::/48",)]
+
+
 async def test_strangers_give_way_to_bytes_as_to_peers(store: SqliteStore) -> None:
     store.quotas = replace(ROOMY, max_bytes=1000)
     for node_id in (ALICE, BOB, CAROL):
@@ -179,6 +203,39 @@ async def test_kept_versions_of_strangers_go_before_strangers(
     assert there(store) == {ALICE, BOB, CAROL}
     assert [v.revision.size for v in await stored_versions(store, ALICES)] == [200]
     await assert_all_is_right(store)
+
+
+async def test_a_kept_version_that_is_held_is_not_spare(store: SqliteStore) -> None:
+    store.quotas = replace(ROOMY, max_bytes=1000)
+    for blob in (b"\1" * 300, b"\2" * 300, b"\3" * 300):
+        await visit(store, ALICE, blob)
+    await store.run(operations.hold(ALICES, 1, None))
+    assert await visit(store, BOB, bytes(400)) is None
+    left = [v.revision.revision for v in await stored_versions(store, ALICES)]
+    assert left == [1, 3]
+    assert await visit(store, BOB, bytes(600)) == FULL
+    assert len(await stored_versions(store, ALICES)) == 2
+
+
+async def test_who_comes_back_while_kept_versions_go_knows_what_is_left(
+    store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.quotas = replace(ROOMY, max_bytes=1000)
+    for blob in (b"\1" * 300, b"\2" * 300):
+        await visit(store, ALICE, blob)
+    coming: list[asyncio.Task[SqliteLease]] = []
+    write = statements.write
+
+    async def write_after_that(*arguments: Any) -> None:
+        coming.append(asyncio.create_task(store.open_lease(ALICE, Recorder())))
+        await turns(store)
+        await write(*arguments)
+
+    monkeypatch.setattr(statements, "write", write_after_that)
+    assert await visit(store, BOB, bytes(600)) is None
+    lease = await coming[0]
+    assert lease.holdings.size == 300
+    assert len(lease.holdings.rows) == 1
 
 
 async def test_a_stranger_whose_kept_versions_went_goes_with_the_rest_of_it(
@@ -284,11 +341,18 @@ async def test_a_connection_that_is_gone_counts_until_its_updates_are_decided(
     assert there(store) == {ALICE}
 
 
+@pytest.mark.parametrize("established", [False, True])
 async def test_who_comes_back_to_what_just_gives_way_waits_for_the_end(
-    store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+    backend: SqliteBackend,
+    store: SqliteStore,
+    monkeypatch: pytest.MonkeyPatch,
+    established: bool,
 ) -> None:
     store.quotas = places(1)
     await visit(store, ALICE)
+    if established:
+        await establish(backend, store, ALICE)
+        backend.clock.advance(180 * DAY)
     coming: list[asyncio.Task[bytes | None]] = []
 
     async def come_back() -> bytes | None:
@@ -566,6 +630,36 @@ async def test_who_comes_back_after_it_was_found_stays(
     assert await visit(store, peer(6)) == NO_PLACE
     dave.close()
     erin.close()
+
+
+@pytest.mark.parametrize("keep", ["protected", "pinned"])
+async def test_who_may_not_go_any_more_after_it_was_found_stays(
+    backend: SqliteBackend, store: SqliteStore, keep: str
+) -> None:
+    await long_away(backend, store)
+    backend.clock.advance(600)
+    dave, _ = await come(store, DAVE)
+    assert there(store) == {BOB, CAROL, DAVE}
+    if keep == "protected":
+        store.protects = lambda node_id, _: node_id == BOB
+    else:
+        (version,) = await stored_versions(store, BOBS)
+        await store.run(operations.pin(BOBS, version.revision.revision))
+    erin, _ = await come(store, ERIN)
+    assert there(store) == {BOB, DAVE, ERIN}
+    dave.close()
+    erin.close()
+
+
+async def test_those_that_may_not_go_do_not_hide_others(
+    backend: SqliteBackend, store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(giving_way, "LONG_AWAY_ROWS", 1)
+    await long_away(backend, store)
+    backend.clock.advance(600)
+    store.protects = lambda node_id, _: node_id == ALICE
+    assert await visit(store, DAVE) is None
+    assert there(store) == {ALICE, CAROL, DAVE}
 
 
 async def test_who_was_away_for_long_is_looked_for_at_most_every_ten_minutes(

@@ -535,7 +535,6 @@ class SqliteStore:
         damage = is_damage(error) or is_damage(error.__cause__)
         if damage and self._looked_for_room:
             # It may be of what would have given way: who needs no room goes on without that.
-            self._looked_for_room = False
             self._no_room_until = self.seen + LOOK_SECONDS
             return True
         passed = False
