@@ -12,7 +12,8 @@ from types import TracebackType
 from typing import Self
 
 from peerstore.connection import Authenticated, Connection, MessageReceived
-from peerstore.errors import CodecError, ProbeError, TransportError
+from peerstore.errors import CodecError, DialError, ProbeError, TransportError
+from peerstore.proxy import STRAIGHT, Route
 from peerstore.transport.secp256k1 import KeyPair
 from peerstore.types import Network, NodeAddress
 from peerstore.wire import features
@@ -84,20 +85,26 @@ class Client:
         address: NodeAddress,
         key: KeyPair,
         *,
+        route: Route = STRAIGHT,
         timeout: float = 30.0,  # noqa: ASYNC109 - kept for every later wait too
     ) -> Self:
-        """Connect and shake hands.
+        """Connect and shake hands; `timeout` is longer where a proxy is asked to connect.
 
         Raises ProbeError when the provider can't be reached or has another key.
         """
         connection = Connection(key, remote_node_id=address.node_id)
         try:
-            async with asyncio.timeout(timeout):
-                reader, writer = await asyncio.open_connection(address.host, address.port)
+            seconds = timeout + route.patience(address.host)
+            async with asyncio.timeout(seconds):
+                way = await route.arguments(address.host, address.port)
+                reader, writer = await asyncio.open_connection(**way)
         except TimeoutError:
-            raise ProbeError(f"{address}: no answer within {timeout:g} s") from None
-        except OSError as error:
-            raise ProbeError(f"{address}: can't connect: {error.strerror or error}") from error
+            raise ProbeError(f"{address}: no answer within {seconds:g} s") from None
+        except DialError as error:
+            raise ProbeError(f"{address}: {error}") from error
+        except (OSError, ValueError) as error:  # ValueError: no host name at all
+            why = getattr(error, "strerror", None) or error
+            raise ProbeError(f"{address}: can't connect: {why}") from error
         client = cls(reader, writer, connection, timeout)
         try:
             await client._flush()

@@ -35,6 +35,8 @@ from peerstore.config_values import (
     ListenAddress,
     NodeIdText,
     OptionalFile,
+    PeerAddress,
+    ProxyAddress,
     PublicAddress,
     Rate,
     Room,
@@ -43,7 +45,7 @@ from peerstore.config_values import (
     Timeout,
 )
 from peerstore.errors import ConfigError
-from peerstore.types import Network
+from peerstore.types import Network, is_onion
 
 SYSTEM_DATA_DIRECTORY = Path("/var/lib/peerstore")
 """Where the systemd unit keeps the data."""
@@ -53,6 +55,9 @@ SourceName = Literal["none", "cln", "lnd", "eclair"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["auto", "console", "json"]
 AtLeastOne = Annotated[int, msgspec.Meta(ge=1, le=1 << 40)]
+
+_LIST_EXAMPLES = {"dial.peers": "node_id@host:9735"}
+"""What an element looks like where it is not what another list holds."""
 
 _VARIABLE_PREFIX = "PEERSTORE_"
 _SHOWN_CHARACTERS = 100
@@ -67,6 +72,19 @@ class Listen(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     )
     announce: tuple[PublicAddress, ...] = ()
     """Shown in the node's URIs."""
+
+
+class Dial(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """[dial]: whom we connect to, and how."""
+
+    peers: tuple[PeerAddress, ...] = ()
+    """Kept connected; several addresses of one node are tried in their order."""
+    proxy: ProxyAddress = ProxyAddress("")
+    """A SOCKS5 proxy for onion addresses."""
+    proxy_all: bool = False
+    """Whether it is for every other address too, names included."""
+    refresh: Duration = Duration("1d")
+    """When a connection that we dialed is renewed; 0: never."""
 
 
 class Store(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -182,6 +200,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     node_key_file: FileName = FileName("node.key")
     alias: Alias = Alias("")
     listen: Listen = Listen()
+    dial: Dial = Dial()
     store: Store = Store()
     policy: PolicyTable = PolicyTable()
     limits: Limits = Limits()
@@ -374,6 +393,8 @@ def _from_text(key: str, text: str) -> object:
             return json.loads(text)
     if _FIELDS[key].type is AtLeastOne and re.fullmatch("[0-9]{1,15}", text):
         return int(text)
+    if _FIELDS[key].type is bool:
+        return {"true": True, "false": False}.get(text, text)
     return text
 
 
@@ -393,8 +414,11 @@ def _check(key: str, value: object, source: str) -> None:
             problem = f"expected one of {', '.join(get_args(wanted))}"
         elif wanted is AtLeastOne:
             problem = "expected a whole number of at least 1"
+        elif wanted is bool:
+            problem = "expected true or false, without quotes"
         elif get_origin(wanted) is tuple:
-            problem = 'expected a list, such as ["127.0.0.1:9737"]'
+            example = _LIST_EXAMPLES.get(key, "127.0.0.1:9737")
+            problem = f'expected a list, such as ["{example}"]'
         else:
             problem = f'expected text in quotes, such as "{_FIELDS[key].default}"'
     raise _error(source, f"{key} = {_shown(value)}: {problem}")
@@ -413,6 +437,14 @@ def _check_together(config: Config, sources: Mapping[str, str]) -> None:
             raise _error(
                 sources["channels.source"], f'channels.source = "{name}" needs {key}: set it too'
             )
+    if config.dial.proxy:
+        return
+    hint = 'set dial.proxy, for Tor on this machine to "127.0.0.1:9050"'
+    if config.dial.proxy_all:
+        raise _error(sources["dial.proxy_all"], f"dial.proxy_all needs a proxy: {hint}")
+    for peer in config.dial.peers:
+        if is_onion(peer.address.host):
+            raise _error(sources["dial.peers"], f"dial.peers: {peer} needs a proxy: {hint}")
 
 
 def _decode(wanted: type[Any], value: object) -> object:

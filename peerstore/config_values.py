@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Self
 
 from peerstore.errors import AddressError
-from peerstore.types import NodeId, parse_host_port, parse_node_id
+from peerstore.types import NodeAddress, NodeId, parse_host_port, parse_node_id
 
 ALIAS_MAX_BYTES = 32
 
@@ -151,16 +151,59 @@ class ListenAddress(Address):
         return address
 
 
+def _check_host(host: str) -> None:
+    if not (_is_ip_address(host) or _HOST_NAME.fullmatch(host)):
+        raise ValueError(f"{host!r} is not a host name, an onion or an IP address")
+
+
 class PublicAddress(Address):
     """What peers are told to dial: a name, an onion or an IP address, and a port."""
 
     def __new__(cls, text: str) -> Self:
         address = super().__new__(cls, text)
-        if not (_is_ip_address(address.host) or _HOST_NAME.fullmatch(address.host)):
-            raise ValueError(f"{address.host!r} is not a host name, an onion or an IP address")
+        _check_host(address.host)
         if address.port == 0:
             raise ValueError(f"{text!r}: no peer can dial port 0; expected 1 to 65535")
         return address
+
+
+class ProxyAddress(str):
+    """`host:port` of a SOCKS5 proxy, or nothing."""
+
+    address: tuple[str, int] | None
+
+    def __new__(cls, text: str) -> Self:
+        proxy = super().__new__(cls, text)
+        proxy.address = None
+        if text:
+            if "@" in text or "://" in text:
+                raise ValueError(
+                    'expected the host:port of a SOCKS5 proxy alone, such as "127.0.0.1:9050"'
+                )
+            address = Address(text)
+            _check_host(address.host)
+            if address.port == 0:
+                raise ValueError(f"{text!r}: nothing listens on port 0; Tor does on 9050")
+            proxy.address = (address.host, address.port)
+        return proxy
+
+
+class PeerAddress(str):
+    """`node_id@host:port` of a peer to dial; the host is a name, an onion or an IP address."""
+
+    address: NodeAddress
+
+    def __new__(cls, text: str) -> Self:
+        try:
+            address = NodeAddress.parse(text)
+        except AddressError as error:
+            raise ValueError(str(error)) from None
+        _check_host(address.host)
+        if address.port == 0:
+            raise ValueError(f"{text!r}: port 0 can't be dialed; expected 1 to 65535")
+        peer = super().__new__(cls, text)
+        peer.address = address
+        return peer
 
 
 class NodeIdText(str):

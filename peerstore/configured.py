@@ -11,6 +11,7 @@ from peerstore.channels.base import ChannelSource
 from peerstore.config import SOURCE_FILES, Config
 from peerstore.datadir import LOCK_NAME
 from peerstore.policy import Channels, Policy
+from peerstore.proxy import Route
 from peerstore.store.base import Quotas, Retention
 from peerstore.types import NodeAddress, NodeId
 
@@ -45,6 +46,11 @@ def policy(config: Config, rules: Mapping[NodeId, str], channels: Channels | Non
         rules=rules,
         channels=channels,
     )
+
+
+def route(config: Config) -> Route:
+    """How other nodes are reached."""
+    return Route(config.dial.proxy.address, config.dial.proxy_all)
 
 
 def source_files(config: Config, data_dir: Path) -> list[Path]:

@@ -23,7 +23,15 @@ from peerstore import __version__, log
 from peerstore.admission import DoorLimits, fitting
 from peerstore.channels.base import ChannelSource
 from peerstore.config import NEEDS_RESTART, Config, Loaded
-from peerstore.configured import channel_source, lock_paths, policy, quotas, retention, uris
+from peerstore.configured import (
+    channel_source,
+    lock_paths,
+    policy,
+    quotas,
+    retention,
+    route,
+    uris,
+)
 from peerstore.control import ControlServer
 from peerstore.datadir import (
     SOCKET_NAME,
@@ -221,6 +229,7 @@ class Daemon:
         self.server.log = structlog.get_logger().bind()
         self.server.set_limits(_limits(self.config))
         self.store.quotas = quotas(self.config)
+        self.server.route = route(self.config)
         await self.follow_rules()
         restart = [key for key in changed if key.startswith(NEEDS_RESTART)]
         _log.info("reloaded", changed=changed, needs_restart=restart)
@@ -267,6 +276,7 @@ async def running(
             limits=_limits(config),
             policy=policy(config, await store.reader.rules()),
         )
+        server.route = route(config)
         daemon = Daemon(loaded, read_config, key, store, server)
         daemon.serve_by(server.policy)
         stack.push_async_callback(_stop, server, store)

@@ -61,6 +61,10 @@ class DialError(OperatorError):
     """A peer could not be connected to."""
 
 
+class HopelessDialError(DialError):
+    """It can't be connected to, however often it is tried: this node itself, or no key at all."""
+
+
 class SourceError(OperatorError):
     """The routing node can't be reached, or did not answer as it should."""
 

@@ -20,7 +20,7 @@ import asyncio
 import collections
 import errno
 import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -32,11 +32,13 @@ from peerstore.connection import Authenticated, Connection
 from peerstore.errors import (
     DecryptionError,
     DialError,
+    HopelessDialError,
     ListenError,
     StoreError,
     TransportError,
 )
 from peerstore.policy import EVERYONE, Decision, Policy, Visit
+from peerstore.proxy import STRAIGHT, Route
 from peerstore.session import (
     UPDATE_REFUSED,
     Action,
@@ -155,6 +157,10 @@ class PeerServer:
         self.events: collections.Counter[str] = collections.Counter()
         """How often each event of the sessions' reports came since the start."""
         self.frozen = False
+        self.route: Route = STRAIGHT
+        """How peers that are dialed are reached."""
+        self.peer_changed: Callable[[NodeId], None] = lambda _: None
+        """Called when a connection of a peer was authenticated, and when its last one is gone."""
         self.addresses: list[tuple[str, int]] = []
         """Where it listens, with the ports that the kernel picked for port 0."""
         # One buffer serves every socket: a read and its use are never interrupted.
@@ -286,33 +292,58 @@ class PeerServer:
     def _present(self) -> int:
         return len(self.connections) - self.leaving
 
-    async def dial(self, address: NodeAddress) -> PeerConnection:
+    async def dial(self, address: NodeAddress, *, renew: bool = False) -> PeerConnection:
         """Connect to a peer, and return when both have said `init`.
 
-        A connection that is there already is enough. Raises DialError.
+        A connection that is there already is enough, unless it is to be renewed: then the new one
+        replaces it as soon as it is authenticated. Raises DialError.
         """
         if address.node_id == self.key.node_id:
-            raise DialError(f"{address} is this node itself")
-        there = self.peers.get(address.node_id)
-        if there is not None and there.met:
+            raise HopelessDialError(f"{address} is this node itself")
+        there = self.connected(address.node_id)
+        if there is not None and there.met and not renew:
             return there
+        met: asyncio.Future[None] = self.loop.create_future()
         try:
-            connection = PeerConnection(self, address.node_id, self.loop.create_future())
+            connection = PeerConnection(self, address.node_id, met)
         except TransportError:
-            raise DialError(f"{address}: the node id is no point on the curve") from None
+            raise HopelessDialError(f"{address}: the node id is no point on the curve") from None
         try:
-            async with asyncio.timeout(DIAL_SECONDS):
-                await self.loop.create_connection(lambda: connection, address.host, address.port)
+            await self._connect(connection, address)
+        except DialError as error:
+            raise DialError(f"{address}: {error}") from None
+        except asyncio.CancelledError:
+            connection.abort()
+            raise
+        finally:
+            met.cancel()  # if nobody waits for it any more
+        return connection
+
+    async def _connect(self, connection: PeerConnection, address: NodeAddress) -> None:
+        """Do it, within the time that it may take; raises DialError."""
+        route, host = self.route, address.host
+        seconds = DIAL_SECONDS + route.patience(host)
+        if route.through_proxy(host):
+            connection.proxied = format_host_port(host, address.port)
+        try:
+            async with asyncio.timeout(seconds):
+                arguments = await route.arguments(host, address.port)
+                await self.loop.create_connection(lambda: connection, **arguments)
+                if self.frozen:  # it came too late to be closed with the others
+                    connection.close("shutting down")
                 await connection.both_said_init()
         except TimeoutError:
             connection.abort()
-            raise DialError(f"{address}: no answer within {DIAL_SECONDS:g} s") from None
+            way = " through the proxy" if connection.proxied else ""
+            raise DialError(f"no answer within {seconds:g} s{way}") from None
         except (OSError, ValueError) as error:  # ValueError: no host name at all
             why = getattr(error, "strerror", None) or error
-            raise DialError(f"{address}: can't connect: {why}") from error
-        except DialError as error:
-            raise DialError(f"{address}: {error}") from None
-        return connection
+            raise DialError(f"can't connect: {why}") from error
+
+    def connected(self, node_id: NodeId) -> PeerConnection | None:
+        """The newest connection of a peer that is authenticated and not about to end."""
+        connection = self.peers.get(node_id)
+        return None if connection is None or connection.closing else connection
 
     def set_policy(self, policy: Policy) -> None:
         """Serve by another policy from now on, also who is connected."""
@@ -368,6 +399,7 @@ class PeerServer:
         node_id = connection.node_id
         if node_id is not None and self.peers.get(node_id) is connection:
             del self.peers[node_id]
+            self.peer_changed(node_id)
         if self._empty is not None and not self.connections:
             self._empty.set()
 
@@ -402,6 +434,7 @@ class PeerConnection(asyncio.BufferedProtocol):
         "holder",
         "met",
         "node_id",
+        "proxied",
         "stranger",
     )
 
@@ -423,6 +456,8 @@ class PeerConnection(asyncio.BufferedProtocol):
         """Under which address it counts."""
         self.group = "" if origin is None else origin.group
         """In which group it holds a place until its handshake is done."""
+        self.proxied = ""
+        """The address that a proxy was asked for, "" without one: the socket has the proxy's."""
         self._server = server
         self._remote = remote
         self._met = met
@@ -447,6 +482,21 @@ class PeerConnection(asyncio.BufferedProtocol):
         # Bytes a second, None without a limit, and when what was read is paid for at that rate.
         self._rate: int | None = None
         self._paid_at = 0.0
+
+    @property
+    def inbound(self) -> bool:
+        """Whether the peer has made the connection."""
+        return self._remote is None
+
+    @property
+    def opened_at(self) -> float:
+        """When it was made, in seconds of the loop's clock."""
+        return self._opened_at
+
+    @property
+    def closing(self) -> bool:
+        """Whether nothing more is taken from the peer."""
+        return self._closing
 
     # What asyncio calls
 
@@ -604,7 +654,7 @@ class PeerConnection(asyncio.BufferedProtocol):
         return {
             "node_id": self._hex_id(),
             "address": self._address(),
-            "inbound": self._remote is None,
+            "inbound": self.inbound,
             "seconds": int(self._server.loop.time() - self._opened_at),
             "features": encode_features(self._session.features if self._session else 0).hex(),
         }
@@ -714,6 +764,7 @@ class PeerConnection(asyncio.BufferedProtocol):
         if older is not None:
             older.close("replaced by a newer connection of the same peer")
         self._server.peers[node_id] = self
+        self._server.peer_changed(node_id)
         # A limit of its own for the store, should it hang.
         self._deadline = self._server.loop.time() + self._server.limits.session.init
         self._task = self._server.loop.create_task(self._open_session(node_id))
@@ -869,9 +920,9 @@ class PeerConnection(asyncio.BufferedProtocol):
             self._arm()
 
     def _remote_addr(self) -> bytes | None:
-        """The peer's address as BOLT 1 wants it echoed: only a public one."""
+        """The peer's address as BOLT 1 wants it echoed: only a public one that it came from."""
         peer = self._transport.get_extra_info("peername")
-        if not peer:
+        if not peer or not self.inbound:
             return None
         address = parse_ip(peer[0])
         if address is None or not address.is_global:
@@ -883,6 +934,8 @@ class PeerConnection(asyncio.BufferedProtocol):
         return str(peer[0]) if peer else "unknown"
 
     def _address(self) -> str:
+        if self.proxied:
+            return self.proxied
         peer = self._transport.get_extra_info("peername")
         return format_host_port(peer[0], peer[1]) if peer else "unknown"
 

@@ -181,3 +181,8 @@ def parse_host_port(text: str) -> tuple[str, int]:
 def format_host_port(host: str, port: int) -> str:
     """The text that `parse_host_port` reads."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def is_onion(host: str) -> bool:
+    """Whether only Tor can reach a host; such a name must never go to a resolver (RFC 7686)."""
+    return host.lower().rstrip(".").endswith(".onion")

@@ -228,8 +228,8 @@ def test_a_wrong_override_names_the_flag(tmp_path: Path, override: str, problem:
         ("[limits.listen]", "unknown table [limits.listen]; did you mean listen?"),
         (
             "[zzz]",
-            "unknown table [zzz]; known are listen, store, policy, limits, channels, retention,"
-            " snapshots, log",
+            "unknown table [zzz]; known are listen, dial, store, policy, limits, channels,"
+            " retention, snapshots, log",
         ),
         ("zzz = 1", "unknown key zzz; known are network, node_key_file, alias"),
         ("log.zzz = 1", "unknown key log.zzz; known are log.level, log.format"),
@@ -248,7 +248,6 @@ def test_an_unknown_key_or_table_is_named_with_the_nearest(
 @pytest.mark.parametrize(
     "text",
     [
-        "[dial]\npeers = []",
         '[metrics]\nlisten = ""',
     ],
 )
@@ -357,6 +356,118 @@ def test_what_nobody_could_dial_is_not_announced(
     line = refusal(tmp_path, f'listen.announce = ["{address}"]')
     assert "listen.announce = " in line
     assert problem in line
+
+
+DIALED = f"02{'ab' * 32}"
+
+
+@pytest.mark.parametrize(
+    ("address", "host"),
+    [
+        ("1.2.3.4:9735", "1.2.3.4"),
+        ("[2001:db8::1]:1", "2001:db8::1"),
+        ("node.example.com:65535", "node.example.com"),
+        (f"{'a' * 56}.onion:9735", f"{'a' * 56}.onion"),
+    ],
+)
+def test_peers_to_dial_are_node_id_host_and_port(tmp_path: Path, address: str, host: str) -> None:
+    text = f'[dial]\nproxy = "127.0.0.1:9050"\npeers = ["{DIALED}@{address}"]'
+    loaded = load_text(tmp_path, text)
+    (peer,) = loaded.config.dial.peers
+    assert (peer.address.node_id, peer.address.host) == (parse_node_id(DIALED), host)
+    assert str(peer) == str(peer.address) == f"{DIALED}@{address}"
+    shown = {setting.key: setting.value for setting in loaded.settings()}
+    assert shown["dial.peers"] == [f"{DIALED}@{address}"]
+
+
+def test_a_peer_may_have_several_addresses_in_their_order(tmp_path: Path) -> None:
+    addresses = [f"{DIALED}@1.2.3.4:9735", f"{DIALED}@[::1]:9735"]
+    loaded = load(tmp_path, None, {}, [f"dial.peers={json.dumps(addresses)}"])
+    assert loaded.config.dial.peers == tuple(addresses)
+
+
+@pytest.mark.parametrize(
+    ("address", "problem"),
+    [
+        ("1.2.3.4:9735", "'1.2.3.4:9735' is not node_id@host:port"),
+        ("05ab@1.2.3.4:9735", "'05ab' is not a node id"),
+        (f"{DIALED}@1.2.3.4", "'1.2.3.4' is not host:port"),
+        (f"{DIALED}@1.2.3.4:0", "port 0 can't be dialed; expected 1 to 65535"),
+        (f"{DIALED}@a b:9735", "'a b' is not a host name, an onion or an IP address"),
+        (f"{DIALED}@::1:9735", "an IPv6 address stands in brackets"),
+    ],
+)
+def test_what_can_not_be_dialed_is_refused(tmp_path: Path, address: str, problem: str) -> None:
+    line = refusal(tmp_path, f'dial.peers = ["{address}"]')
+    assert "dial.peers = " in line
+    assert problem in line
+
+
+def test_peers_to_dial_are_a_list(tmp_path: Path) -> None:
+    line = refusal(tmp_path, overrides=["dial.peers=x"])
+    assert line.endswith('expected a list, such as ["node_id@host:9735"]')
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [("", None), ("127.0.0.1:9050", ("127.0.0.1", 9050)), ("[::1]:1", ("::1", 1))],
+)
+def test_a_proxy_is_host_and_port_or_nothing(
+    tmp_path: Path, text: str, address: tuple[str, int] | None
+) -> None:
+    assert load_text(tmp_path, f'dial.proxy = "{text}"').config.dial.proxy.address == address
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("socks5://127.0.0.1:9050", "expected the host:port of a SOCKS5 proxy alone"),
+        ("user:hunter2@127.0.0.1:9050", "expected the host:port of a SOCKS5 proxy alone"),
+        ("127.0.0.1", "is not host:port"),
+        ("127.0.0.1:0", "nothing listens on port 0"),
+        ("a b:1", "'a b' is not a host name"),
+    ],
+)
+def test_what_is_no_proxy_is_refused(tmp_path: Path, text: str, problem: str) -> None:
+    line = refusal(tmp_path, f'dial.proxy = "{text}"')
+    assert problem in line
+    assert "hunter2" not in line
+
+
+@pytest.mark.parametrize(("text", "value"), [("true", True), ("false", False)])
+def test_a_truth_is_written_alike_everywhere(tmp_path: Path, text: str, value: bool) -> None:
+    proxy = "dial.proxy=127.0.0.1:9050"
+    for loaded in (
+        load(tmp_path, None, {}, [f"dial.proxy_all={text}", proxy]),
+        load(tmp_path, None, {"PEERSTORE_DIAL__PROXY_ALL": text}, [proxy]),
+        load_text(tmp_path, f'dial.proxy_all = {text}\ndial.proxy = "127.0.0.1:9050"'),
+    ):
+        assert loaded.config.dial.proxy_all is value
+        shown = {setting.key: setting.value for setting in loaded.settings()}
+        assert shown["dial.proxy_all"] is value
+
+
+@pytest.mark.parametrize("text", ['"true"', "1", "0", '"yes"', "[]"])
+def test_what_is_neither_true_nor_false_is_refused(tmp_path: Path, text: str) -> None:
+    problem = f"dial.proxy_all = {text}: expected true or false, without quotes"
+    assert refusal(tmp_path, f"dial.proxy_all = {text}").endswith(problem)
+
+
+@pytest.mark.parametrize("text", ["True", "1", "yes", ""])
+def test_what_is_neither_true_nor_false_is_refused_as_text_too(tmp_path: Path, text: str) -> None:
+    environ = {"PEERSTORE_DIAL__PROXY_ALL": text}
+    assert refusal(tmp_path, environ=environ).endswith(": expected true or false, without quotes")
+    assert refusal(tmp_path, overrides=[f"dial.proxy_all={text}"]).startswith("flag --set: ")
+
+
+def test_what_needs_a_proxy_is_refused_without_one(tmp_path: Path) -> None:
+    line = refusal(tmp_path, environ={"PEERSTORE_DIAL__PROXY_ALL": "true"})
+    assert line.startswith("environment PEERSTORE_DIAL__PROXY_ALL: dial.proxy_all needs a proxy")
+    assert "set dial.proxy" in line
+    onion = f"{DIALED}@{'a' * 56}.ONION:9735"
+    line = refusal(tmp_path, overrides=[f'dial.peers=["{onion}"]'])
+    assert line.startswith(f"flag --set: dial.peers: {onion} needs a proxy")
+    assert "set dial.proxy" in line
 
 
 def test_an_alias_of_32_bytes_of_any_script_is_taken(tmp_path: Path) -> None:
@@ -852,5 +963,7 @@ def test_what_needs_a_restart_are_keys_that_there_are(tmp_path: Path) -> None:
     assert all(any(key.startswith(start) for key in keys) for start in NEEDS_RESTART)
     # What an operator reloads for is none of it.
     assert not [
-        key for key in NEEDS_RESTART if key.startswith(("policy.", "retention.", "limits."))
+        key
+        for key in NEEDS_RESTART
+        if key.startswith(("policy.", "retention.", "limits.", "dial."))
     ]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import structlog
@@ -132,10 +134,10 @@ async def assert_nobody_is_left(node: Node) -> None:
 # It works
 
 
-@pytest.fixture
-async def other(tmp_path: Path) -> AsyncIterator[Node]:
+@contextlib.asynccontextmanager
+async def another(directory: Path) -> AsyncIterator[Node]:
     """Another node, whose key is KEY: that is for whom the first one keeps something."""
-    database = tmp_path / "other.db"
+    database = directory / "other.db"
     store = await SqliteStore.open(
         database,
         node_id=KEY.node_id,
@@ -150,6 +152,13 @@ async def other(tmp_path: Path) -> AsyncIterator[Node]:
     finally:
         await server.close(SOON)
         await store.close()
+
+
+@pytest.fixture
+async def other(tmp_path: Path) -> AsyncIterator[Node]:
+    """See `another`."""
+    async with another(tmp_path) as node:
+        yield node
 
 
 async def test_two_nodes_meet_and_each_knows_who_has_dialed(node: Node, other: Node) -> None:
@@ -334,6 +343,68 @@ async def test_who_comes_by_itself_while_it_is_dialed_stays(node: Node) -> None:
     await assert_nobody_is_left(node)
 
 
+async def test_a_renewed_connection_replaces_the_one_that_is_there(node: Node, other: Node) -> None:
+    first = await node.server.dial(other.address)
+    second = await node.server.dial(other.address, renew=True)
+    assert second is not first
+    assert first.closing
+    assert node.server.connected(KEY.node_id) is second
+    while len(other.server.connections) > 1 or len(node.server.connections) > 1:
+        await turns(node.store, 1)
+    assert node.server.connections == {second}
+
+
+async def test_the_old_connection_stays_when_it_can_not_be_renewed(node: Node, other: Node) -> None:
+    first = await node.server.dial(other.address)
+    with refused("can't connect"):
+        await node.server.dial(NodeAddress(KEY.node_id, "127.0.0.1", dead_port()), renew=True)
+    assert node.server.connected(KEY.node_id) is first
+    assert not first.closing
+
+
+async def test_a_connection_that_is_about_to_end_is_not_enough(node: Node, other: Node) -> None:
+    first = await node.server.dial(other.address)
+    first.close("enough")
+    assert node.server.connected(KEY.node_id) is None
+    second = await node.server.dial(other.address)
+    assert second is not first
+    assert node.server.connected(KEY.node_id) is second
+
+
+async def test_it_is_told_when_a_peer_is_there_and_when_its_last_connection_is_gone(
+    node: Node, other: Node
+) -> None:
+    told: list[tuple[NodeId, bool]] = []
+    server = node.server
+    server.peer_changed = lambda node_id: told.append(
+        (node_id, server.connected(node_id) is not None)
+    )
+    await server.dial(other.address)
+    connection = await server.dial(other.address, renew=True)
+    while len(server.connections) > 1:
+        await turns(node.store, 1)
+    connection.close("enough")
+    await until_nobody_is_connected(node)
+    assert told == [(KEY.node_id, True), (KEY.node_id, True), (KEY.node_id, False)]
+
+
+async def test_a_dial_that_is_cancelled_leaves_nobody_connected(node: Node) -> None:
+    arrived, closed = asyncio.Event(), asyncio.Event()
+
+    async def script(peer: Peer) -> None:
+        await shake_hands(peer)
+        arrived.set()
+        await until_closed(peer)
+        closed.set()
+
+    async with scripted(script) as address:
+        dialing = asyncio.create_task(node.server.dial(address))
+        await arrived.wait()
+        dialing.cancel()
+        await closed.wait()
+        await assert_nobody_is_left(node)
+
+
 # It does not work
 
 
@@ -367,6 +438,56 @@ async def test_a_host_that_is_none_is_an_error(node: Node, host: str) -> None:
     with pytest.raises(DialError, match=KEY.node_id.hex()):
         await node.server.dial(NodeAddress(KEY.node_id, host, 9735))
     await assert_nobody_is_left(node)
+
+
+async def test_every_address_of_a_name_is_tried(
+    node: Node, other: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dead, alive = ("127.0.0.1", dead_port()), other.server.addresses[0]
+    address = NodeAddress(KEY.node_id, "node.example.com", other.address.port)
+
+    def with_addresses(*addresses: tuple[str, int]) -> None:
+        async def look_up(*_: object, **__: object) -> list[tuple[object, ...]]:
+            return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", each) for each in addresses]
+
+        monkeypatch.setattr(node.server.loop, "getaddrinfo", look_up)
+
+    for addresses in ([dead, alive], [alive, dead]):
+        with_addresses(*addresses)
+        connection = await node.server.dial(address)
+        assert connection.describe()["address"] == str(other.address).partition("@")[2]
+        connection.close("enough")
+        await until_nobody_is_connected(node)
+    with_addresses(dead, ("127.0.0.2", dead[1]))
+    with refused(str(address), "can't connect"):
+        await node.server.dial(address)
+    monkeypatch.undo()
+    await assert_nobody_is_left(node)
+
+
+async def test_a_peer_is_told_its_address_only_where_it_has_dialed(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # BOLT 1 has the one who was dialed say it.
+    monkeypatch.setattr(ipaddress.IPv4Address, "is_global", True)
+    async with dialed(node) as peer:
+        await peer.shake_hands()
+        peer.say()
+        told = await peer.hear()
+        assert isinstance(told, Init)
+        assert told.remote_addr is not None
+    await until_nobody_is_connected(node)
+    firsts: list[Message | None] = []
+
+    async def script(peer: Peer) -> None:
+        await shake_hands(peer)
+        firsts.append(await peer.hear())
+        peer.say(INIT)
+
+    async with scripted(script) as address:
+        await node.server.dial(address)
+    assert firsts == [INIT]
+    await until_nobody_is_connected(node)
 
 
 async def test_a_node_id_that_is_no_point_is_an_error(node: Node) -> None:
@@ -543,6 +664,23 @@ async def test_an_end_of_the_server_ends_a_dial(node: Node) -> None:
         with refused(str(address)):
             await dialing
         assert node.server.connections == set()
+
+
+async def test_a_dial_that_comes_through_when_the_server_is_closed_has_failed(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect = node.server.loop.create_connection
+
+    async def close_first(*arguments: Any, **keywords: Any) -> object:
+        await node.server.close(SOON)
+        return await connect(*arguments, **keywords)
+
+    monkeypatch.setattr(node.server.loop, "create_connection", close_first)
+    async with scripted(says_nothing) as address:
+        with refused(str(address), "shutting down"):
+            await node.server.dial(address)
+    while node.server.connections:
+        await turns(node.store, 1)
 
 
 async def test_what_nobody_waits_for_any_more_is_no_error_of_the_loop(node: Node) -> None:

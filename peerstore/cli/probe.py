@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Coroutine
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -15,6 +16,8 @@ from peerstore.cli.common import App, json_option, pass_app, size
 from peerstore.errors import PeerstoreError, ProbeError
 
 if TYPE_CHECKING:
+    from peerstore.client import Client
+    from peerstore.proxy import Route
     from peerstore.transport.secp256k1 import KeyPair
     from peerstore.types import Network, NodeAddress
 
@@ -46,6 +49,7 @@ def probe(app: App, uri: str, blob_size: int | None, dialect: str) -> None:
     """
     import asyncio
 
+    from peerstore.configured import route
     from peerstore.datadir import load_or_make_key, make_data_directory
     from peerstore.types import NodeAddress
 
@@ -57,12 +61,13 @@ def probe(app: App, uri: str, blob_size: int | None, dialect: str) -> None:
         )
     make_data_directory(app.data_dir)
     key, _ = load_or_make_key(app.data_dir / KEY_NAME)
-    network = app.loaded.config.network
+    config = app.loaded.config
+    provider = _Provider(address, key, config.network, route(config))
     steps = _Steps(show=not app.json)
     try:
         play = _probe if dialect == "peer_storage" else _probe_881
         size_ = most if blob_size is None else blob_size
-        same = asyncio.run(_interruptible(play(network, address, key, size_, steps)))
+        same = asyncio.run(_interruptible(play(provider, size_, steps)))
     except asyncio.CancelledError:
         raise KeyboardInterrupt from None
     except (PeerstoreError, TimeoutError) as error:
@@ -125,18 +130,30 @@ class _Steps:
             click.echo(f"{self.current:<15} {seconds * 1000:8.1f} ms  {detail}")
 
 
-async def _probe(
-    network: Network, address: NodeAddress, key: KeyPair, blob_size: int, steps: _Steps
-) -> bool:
-    """Whether what came back is what was stored; False when the provider holds an older one."""
-    from peerstore.client import Client
+@dataclass(frozen=True, slots=True)
+class _Provider:
+    """Who is probed, with which key, on which network, and the way there."""
 
+    address: NodeAddress
+    key: KeyPair
+    network: Network
+    route: Route
+
+    async def connect(self) -> Client:
+        """A connection after its handshake; raises ProbeError."""
+        from peerstore.client import Client
+
+        return await Client.connect(self.address, self.key, route=self.route)
+
+
+async def _probe(provider: _Provider, blob_size: int, steps: _Steps) -> bool:
+    """Whether what came back is what was stored; False when the provider holds an older one."""
     blob = os.urandom(blob_size)
     steps.begin("connect")
-    async with await Client.connect(address, key) as client:
-        steps.done(f"handshake as {key.node_id.hex()}")
+    async with await provider.connect() as client:
+        steps.done(f"handshake as {provider.key.node_id.hex()}")
         steps.begin("init")
-        await client.init(network)
+        await client.init(provider.network)
         steps.done("storage is offered")
         steps.begin("retrieve")
         before = await client.retrieve()
@@ -146,8 +163,8 @@ async def _probe(
         await client.confirm()
         steps.done(f"{size(len(blob))} stored and confirmed")
     steps.begin("reconnect")
-    async with await Client.connect(address, key) as client:
-        await client.init(network)
+    async with await provider.connect() as client:
+        await client.init(provider.network)
         steps.done("handshake and init")
         steps.begin("compare")
         same = _compare(before, blob, await client.retrieve())
@@ -155,13 +172,12 @@ async def _probe(
     return same
 
 
-async def _probe_881(
-    network: Network, address: NodeAddress, key: KeyPair, blob_size: int, steps: _Steps
-) -> bool:
+async def _probe_881(provider: _Provider, blob_size: int, steps: _Steps) -> bool:
     """The same with a node backup and the backup of a channel (bolts pull request 881)."""
-    from peerstore.client import BOTH_DIALECTS, Client
+    from peerstore.client import BOTH_DIALECTS
     from peerstore.wire.messages import RevokeAndAck
 
+    key = provider.key
     # Always the same channel: a probe leaves one slot behind, however often it runs.
     channel_id = hashlib.sha256(b"peerstore probe" + key.node_id).digest()
     node_backup, channel_backup, secret = (
@@ -170,10 +186,10 @@ async def _probe_881(
         os.urandom(32),
     )
     steps.begin("connect")
-    async with await Client.connect(address, key) as client:
-        steps.done(f"handshake as {key.node_id.hex()}")
+    async with await provider.connect() as client:
+        steps.done(f"handshake as {provider.key.node_id.hex()}")
         steps.begin("init")
-        await client.init(network, offered=BOTH_DIALECTS)
+        await client.init(provider.network, offered=BOTH_DIALECTS)
         steps.done("storage is offered")
         steps.begin("retrieve")
         await client.retrieve()
@@ -192,8 +208,8 @@ async def _probe_881(
         await client.confirm()
         steps.done(f"{size(blob_size)} stored and confirmed")
     steps.begin("reconnect")
-    async with await Client.connect(address, key) as client:
-        await client.init(network, offered=BOTH_DIALECTS)
+    async with await provider.connect() as client:
+        await client.init(provider.network, offered=BOTH_DIALECTS)
         await client.retrieve()
         steps.done("handshake, init and channel_reestablish")
         steps.begin("compare node")
