@@ -40,6 +40,7 @@ from peerstore.datadir import (
     locked,
     make_data_directory,
 )
+from peerstore.dialer import Dialer
 from peerstore.errors import (
     AddressError,
     ControlError,
@@ -57,7 +58,7 @@ from peerstore.session import Timeouts
 from peerstore.store.snapshot import snapshot_when_due
 from peerstore.store.sqlite import Clocks, SqliteStore
 from peerstore.transport.secp256k1 import KeyPair
-from peerstore.types import NodeAddress, parse_node_id
+from peerstore.types import NodeAddress, format_host_port, parse_node_id
 from peerstore.watch import ChannelWatch
 
 REPEAT_SECONDS = 10.0
@@ -125,6 +126,8 @@ class Daemon:
         self.key = key
         self.store = store
         self.server = server
+        self.dialer = Dialer(server)
+        """Keeps the operator's peers connected."""
         self.watch: ChannelWatch | None = None
         """What keeps up with the routing node, if one is configured."""
         self._loaded = self._started = loaded
@@ -141,6 +144,7 @@ class Daemon:
             "daemon.info": self.info,
             "daemon.reload": self.reload,
             "peers.list": self.peers,
+            "peers.kept": self.kept,
             "peers.connect": self.connect,
             "peers.disconnect": self.disconnect,
             **methods(
@@ -165,19 +169,42 @@ class Daemon:
         connected = self.server.peers.values()
         return {"items": [connection.describe() for connection in connected]}
 
+    async def kept(self) -> dict[str, Any]:
+        """Who is kept connected, and why one is not connected now."""
+        return {
+            "items": [
+                {
+                    "node_id": kept.node_id.hex(),
+                    "addresses": [
+                        format_host_port(address.host, address.port) for address in kept.addresses
+                    ],
+                    "error": kept.error or None,
+                }
+                for kept in self.dialer.kept()
+            ]
+        }
+
     async def connect(self, uri: str) -> dict[str, Any]:
-        """Connect to a peer once."""
+        """Connect to a peer, and keep it connected from then on."""
         if not isinstance(uri, str):
             raise AddressError("uri is a text: node_id@host:port")
-        connection = await self.server.dial(NodeAddress.parse(uri))
-        return connection.describe()
+        return (await self.dialer.connect(NodeAddress.parse(uri))).describe()
 
     async def disconnect(self, node_id: str) -> None:
-        """Close the connection of a peer; nothing keeps it from coming back."""
-        connection = self.server.peers.get(parse_node_id(node_id))
-        if connection is None:
+        """Close the connection of a peer and keep it no longer; nothing keeps it from coming."""
+        peer = parse_node_id(node_id)
+        kept = self.dialer.leave_alone(peer)
+        connection = self.server.connected(peer)
+        if connection is not None:
+            connection.close("disconnected by the operator")
+        elif not kept:
             raise DialError(f"{node_id} is not connected")
-        connection.close("disconnected by the operator")
+
+    def follow_dial(self) -> None:
+        """Keep connected whom the configuration names, and dial as it says."""
+        dial = self.config.dial
+        self.server.route = route(self.config)
+        self.dialer.configure((peer.address for peer in dial.peers), dial.refresh)
 
     async def follow_rules(self) -> None:
         """Take up the operator's rules from the database."""
@@ -229,7 +256,7 @@ class Daemon:
         self.server.log = structlog.get_logger().bind()
         self.server.set_limits(_limits(self.config))
         self.store.quotas = quotas(self.config)
-        self.server.route = route(self.config)
+        self.follow_dial()
         await self.follow_rules()
         restart = [key for key in changed if key.startswith(NEEDS_RESTART)]
         _log.info("reloaded", changed=changed, needs_restart=restart)
@@ -276,7 +303,6 @@ async def running(
             limits=_limits(config),
             policy=policy(config, await store.reader.rules()),
         )
-        server.route = route(config)
         daemon = Daemon(loaded, read_config, key, store, server)
         daemon.serve_by(server.policy)
         stack.push_async_callback(_stop, server, store)
@@ -291,6 +317,8 @@ async def running(
         except ControlError as error:
             # Peers come first: they are served also when commands can't reach the daemon.
             _log.warning("no_control_socket", error=str(error))
+        stack.push_async_callback(daemon.dialer.close)
+        daemon.follow_dial()
         for regular in (_snapshots(daemon, data_dir), _prune(daemon)):
             task = asyncio.create_task(regular)
             stack.callback(task.cancel)

@@ -7,7 +7,7 @@ bytes; what is not known is null.
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from peerstore.store.base import Alarm, ChannelRow, Due, Peer, Refusal, Retention, Version
 from peerstore.types import Slot
@@ -132,18 +132,30 @@ def _channel_state(channel: ChannelRow) -> str:
     return "closed" if state.closed else "closing" if state.shutdown else "open"
 
 
-Live = dict[str, dict[str, Any]] | None
-"""The connections as the daemon describes them, by node id; None where they are not known."""
+class Live(NamedTuple):
+    """What the daemon alone knows of peers, by node id.
+
+    `connections` are as it describes them, None where they are not known. `kept` says of each peer
+    that is kept connected why it is not, None where it is connected or was not tried yet.
+    """
+
+    connections: dict[str, dict[str, Any]] | None
+    kept: dict[str, str | None]
+
+    @property
+    def connected(self) -> dict[str, dict[str, Any]]:
+        """Who is connected, as far as is known."""
+        return self.connections or {}
 
 
 def peer_document(peer: Peer, live: Live) -> dict[str, Any]:
     """A peer that has something stored."""
     return {
         **stranger_document(peer.node_id.hex(), peer.rule, live),
-        **({} if peer.node_id.hex() in (live or {}) else _last_known(peer)),
+        **({} if peer.node_id.hex() in live.connected else _last_known(peer)),
         "first_seen_at": iso(peer.first_seen_at),
         "last_seen_at": iso(peer.last_seen_at),
-        "away_seconds": 0 if peer.node_id.hex() in (live or {}) else peer.away,
+        "away_seconds": 0 if peer.node_id.hex() in live.connected else peer.away,
         "established": peer.established,
         "backups": peer.backups,
         "bytes": peer.bytes,
@@ -160,11 +172,12 @@ def _client(field: bytes) -> str | None:
 
 
 def stranger_document(node_id: str, rule: str, live: Live) -> dict[str, Any]:
-    """A peer that has nothing stored: it is connected, or there is a rule about it."""
-    connection = None if live is None else live.get(node_id)
+    """A peer that has nothing stored: it is connected or kept, or there is a rule about it."""
+    connection = live.connected.get(node_id)
     return {
         "node_id": node_id,
-        "connected": None if live is None else connection is not None,
+        "connected": None if live.connections is None else connection is not None,
+        "kept": None if live.connections is None else node_id in live.kept,
         "address": connection["address"] if connection else None,
         "first_seen_at": None,
         "last_seen_at": None,

@@ -251,6 +251,7 @@ METHODS = {
     "daemon.info": [],
     "daemon.reload": [],
     "peers.list": [],
+    "peers.kept": [],
     "peers.connect": ["uri"],
     "peers.disconnect": ["node_id"],
     "peers.allow": ["node_id", "undo"],

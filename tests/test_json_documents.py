@@ -102,6 +102,7 @@ CHANNEL = {
 PEER = {
     "node_id": ID,
     "connected": bool,
+    "kept": bool,
     "address": optional(str),
     "first_seen_at": optional(TIME),
     "last_seen_at": optional(TIME),
@@ -117,6 +118,7 @@ STORY = {
     "backups": [VERSION],
     "backups_count": int,
     "connected_seconds": optional(int),
+    "dial_error": optional(str),
     "served": bool,
     "not_served_because": optional(str),
     "node_backup_withheld": bool,

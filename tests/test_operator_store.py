@@ -23,7 +23,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from peerstore.documents import channel_document, peer_document, version_document
+from peerstore.documents import Live, channel_document, peer_document, version_document
 from peerstore.errors import AddressError, MissingBackupError, StoreError
 from peerstore.methods import methods
 from peerstore.store import operations, statements
@@ -1677,7 +1677,9 @@ async def test_a_strange_row_breaks_no_list(backend: SqliteBackend, sql: str) ->
         assert database.execute(sql.format(bob=BOB.hex())).rowcount > 0
     async with await SqliteReader.open(backend.path) as reader:
         for order in PEER_ORDERS:
-            known = [peer_document(each, None) async for each in reader.peers(order=order)]
+            known = [
+                peer_document(each, Live(None, {})) async for each in reader.peers(order=order)
+            ]
             assert ALICE.hex() in {document["node_id"] for document in known}
         for version_order in VERSION_ORDERS:
             documents = [

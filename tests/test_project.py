@@ -36,6 +36,7 @@ ALLOWED: dict[str, set[str]] = {
     "policy": {"types"},
     "watch": {"errors", "types", "channels", "policy", "retention", "store"},
     "proxy": {"errors", "types"},
+    "dialer": {"errors", "types"},
     "server": {
         *("errors", "types", "wire", "transport", "connection", "session", "store", "policy"),
         *("addresses", "admission"),

@@ -12,11 +12,11 @@ from peerstore.cli.common import (
     App,
     age,
     ago,
-    connected,
     counted,
     filter_option,
     json_option,
     limit_option,
+    live,
     node_id_argument,
     pass_app,
     resolve_node_id,
@@ -54,7 +54,7 @@ def list_(app: App, node_id: str | None, filters: tuple[str, ...], limit: int | 
 
     states = {one_of(key, value, STATES) for key, value in pairs(filters, ("state",))}
     keep = retention(app.loaded.config)
-    connected(app)  # what the daemon knows is in the database then
+    live(app)  # what the daemon knows is in the database then
 
     async def rows() -> AsyncGenerator[Row]:
         async with await SqliteReader.open(app.database) as reader:

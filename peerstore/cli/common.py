@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
     from peerstore.config import Loaded
+    from peerstore.documents import Live
     from peerstore.store.reader import SqliteReader
     from peerstore.types import NodeId
 
@@ -194,18 +195,22 @@ def change(app: App, method: str, **parameters: Any) -> Any:
             return asyncio.run(_change_here(app, method, parameters))
 
 
-def connected(app: App) -> dict[str, dict[str, Any]] | None:
-    """Who is connected, by node id; nobody where no daemon runs, None where that can't be known.
+def live(app: App) -> Live:
+    """Who is connected and who is kept connected; nobody where no daemon runs.
 
     What the daemon knows of peers is in the database when this returns.
     """
+    from peerstore.documents import Live
+
     try:
-        return {row["node_id"]: row for row in ask(app, "peers.list")["items"]}
+        connections = {row["node_id"]: row for row in ask(app, "peers.list")["items"]}
+        kept = {row["node_id"]: row["error"] for row in ask(app, "peers.kept")["items"]}
     except NotRunningError:
-        return {}
+        return Live({}, {})
     except ControlError as error:
         click.echo(f"Warning: who is connected is not known: {error}", err=True)
-        return None
+        return Live(None, {})
+    return Live(connections, kept)
 
 
 def _node_ids(

@@ -14,11 +14,11 @@ from peerstore.cli.common import (
     ask,
     change,
     confirm,
-    connected,
     counted,
     filter_option,
     json_option,
     limit_option,
+    live,
     node_id_argument,
     pass_app,
     resolve_node_id,
@@ -43,7 +43,7 @@ from peerstore.errors import ControlError, NotRunningError
 
 FORGET_DIGITS = 8
 SORTS = ("node_id", "first_seen", "last_seen", "backups", "bytes")
-FILTERS = ("connected", "established", "rule", "away")
+FILTERS = ("connected", "kept", "established", "rule", "away")
 
 
 @click.group()
@@ -57,15 +57,15 @@ def peers() -> None:
 
 @peers.command("list", short_help="Who has stored something, and who is connected.")
 @filter_option(
-    "connected=yes|no, established=yes|no, rule=allow|deny|none, or away=TIME: not here for so"
-    " long, as in away=7d, of the time that the daemon has run."
+    "connected=yes|no, kept=yes|no (kept connected), established=yes|no, rule=allow|deny|none, or"
+    " away=TIME: not here for so long, as in away=7d, of the time that the daemon has run."
 )
 @sort_option(SORTS)
 @limit_option
 @json_option
 @pass_app
 def list_(app: App, filters: tuple[str, ...], sort: str, limit: int | None) -> None:
-    """The peers that have stored something, and those that are connected."""
+    """The peers that have stored something, and those that are connected or kept connected."""
     import asyncio
 
     wanted = [_condition(key, value) for key, value in pairs(filters, FILTERS)]
@@ -90,31 +90,38 @@ def show(app: App, node_id: str) -> None:
     app.emit(story, lambda: _words(story))
 
 
-@peers.command(short_help="Connect to a peer once.")
+@peers.command(short_help="Connect to a peer, and keep it connected.")
 @click.argument("uri", metavar="URI")
 @json_option
 @pass_app
 def connect(app: App, uri: str) -> None:
-    """Connect to the peer at URI (node_id@host:port), once.
+    """Connect to the peer at URI (node_id@host:port), and keep it connected.
 
     Needs the daemon. What the peer has stored here is given back to it as at any other connection.
+    It is dialed again when the connection ends, until `peerstore peers disconnect` or the daemon
+    stops; `peers` in [dial] of the configuration is for good. When the first try fails, nothing is
+    kept.
     """
     done = ask(app, "peers.connect", uri=uri)
     app.emit(
-        {**done, "done": True}, lambda: f"Connected to {done['node_id']} at {done['address']}."
+        {**done, "done": True},
+        lambda: f"Connected to {done['node_id']} at {done['address']}; it is kept connected.",
     )
 
 
-@peers.command(short_help="Close the connection of a peer.")
+@peers.command(short_help="Close the connection of a peer, and dial it no more.")
 @node_id_argument()
 @json_option
 @pass_app
 def disconnect(app: App, node_id: str) -> None:
-    """Close the connection of the peer ID; nothing keeps it from coming back.
+    """Close the connection of the peer ID, and keep it connected no longer.
 
-    Needs the daemon.
+    Needs the daemon. Nothing keeps the peer from coming back by itself. One of `peers` in [dial] of
+    the configuration is left alone until `peerstore peers connect`, `peerstore reload` or a
+    restart.
     """
-    peer = _find(app, node_id, [row["node_id"] for row in ask(app, "peers.list")["items"]])
+    here, kept = ask(app, "peers.list")["items"], ask(app, "peers.kept")["items"]
+    peer = _find(app, node_id, [row["node_id"] for row in (*here, *kept)])
     ask(app, "peers.disconnect", node_id=peer)
     app.emit({"node_id": peer, "done": True}, lambda: f"{peer} is disconnected.")
 
@@ -180,6 +187,7 @@ def columns(now: float) -> list[Column]:
         Column("ADDRESS", lambda row: row["address"] or "", 46, drop=4),
         Column("CLIENT", lambda row: row["client"] or "", 17, drop=5),
         Column("RULE", lambda row: row["rule"] or "", 5, drop=3),
+        Column("KEPT", lambda row: "yes" if row["kept"] else "", 4, drop=3),
     ]
 
 
@@ -208,19 +216,19 @@ async def _rows(
     from peerstore.store.reader import SqliteReader
 
     database = app.database  # what is wrong with the configuration is said first
-    live = connected(app)
+    now = live(app)
     async with await SqliteReader.open(database) as reader:
-        others = dict.fromkeys(live or (), "")
+        others = dict.fromkeys((*now.connected, *now.kept), "")
         others |= {node_id.hex(): rule for node_id, rule in (await reader.rules()).items()}
         # What a filter leaves out does not count.
         most = None if wanted else limit
         async for peer in reader.peers(order=sort, limit=most):
             others.pop(peer.node_id.hex(), None)
-            row = peer_document(peer, live)
+            row = peer_document(peer, now)
             if all(fits(row) for fits in wanted):
                 yield row
         for node_id, rule in sorted(others.items()):
-            row = stranger_document(node_id, rule, live)
+            row = stranger_document(node_id, rule, now)
             if all(fits(row) for fits in wanted):
                 yield row
 
@@ -242,10 +250,10 @@ async def _story(app: App, text: str) -> dict[str, Any]:
     from peerstore.wire import features
 
     config = app.loaded.config
-    live = connected(app)
+    now = live(app)
     async with await SqliteReader.open(app.database) as reader:
         rules = await reader.rules()
-        others = [*(live or ()), *(other.hex() for other in rules)]
+        others = [*now.connected, *now.kept, *(other.hex() for other in rules)]
         node_id = await resolve_node_id(reader, text, others=others)
         found = [peer async for peer in reader.peers(node_id)]
         versions = [version async for version in reader.versions(node_id)]
@@ -264,10 +272,10 @@ async def _story(app: App, text: str) -> dict[str, Any]:
     remembered = Remembered(members, height, keep.blocks, _answered(app))
     visit = Visit(found[0].last_height) if found else None
     if found:
-        document = peer_document(found[0], live)
+        document = peer_document(found[0], now)
     else:
-        document = stranger_document(node_id.hex(), rules.get(node_id, ""), live)
-    connection = (live or {}).get(node_id.hex())
+        document = stranger_document(node_id.hex(), rules.get(node_id, ""), now)
+    connection = now.connected.get(node_id.hex())
     refusal = policy(config, rules, remembered).decide(node_id, visit).refusal
     field = bytes.fromhex(connection["features"]) if connection else b""
     bits = features.decode_features(field or (found[0].features if found else b""))
@@ -275,6 +283,7 @@ async def _story(app: App, text: str) -> dict[str, Any]:
         **{key: value for key, value in document.items() if key != "backups"},
         "backups_count": document["backups"],
         "connected_seconds": connection["seconds"] if connection else None,
+        "dial_error": now.kept.get(node_id.hex()),
         "served": not refusal,
         "not_served_because": refusal or None,
         "node_backup_withheld": bool(found and found[0].forgone),
@@ -322,6 +331,9 @@ def _words(story: dict[str, Any]) -> str:
             " versions",
         ),
     ]
+    if story["kept"]:
+        why = f"; now it is not: {story['dial_error']}" if story["dial_error"] else ""
+        lines.append(("Dialed", f"kept connected{why}"))
     if story["rule"]:
         lines.append(("Rule", story["rule"]))
     if not story["established"]:
@@ -376,7 +388,7 @@ def _rule(app: App, rule: str, text: str, undo: bool, words: str) -> None:
     if len(text) >= 66:
         node_id = parse_node_id(text).hex()  # it may never have been here
     else:
-        node_id = _find(app, text, connected(app) or ())
+        node_id = _find(app, text, live(app).connected)
     change(app, f"peers.{rule}", node_id=node_id, undo=undo)
     app.emit(
         {"node_id": node_id, "rule": None if undo else rule, "done": True},
