@@ -11,7 +11,7 @@ import hashlib
 import random
 import shutil
 import tempfile
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -38,10 +38,10 @@ from peerstore.types import BackupKind, NodeId, Slot
 from peerstore.wire.features import OURS
 from peerstore.wire.messages import (
     Init,
-    Message,
     PeerStorage,
     Ping,
     Pong,
+    UpdateChannelBackup,
     UpdateNodeBackup,
     WarningMessage,
 )
@@ -109,6 +109,13 @@ class Peers(RuleBasedStateMachine):
         # The newest comes back, whatever its size.
         self.backend = SqliteBackend(self.directory, Quotas(hold_on_shrink=0, min_free_space=0))
         self.store: SqliteStore = self.run(self.backend.open())
+        for number, life in enumerate(self.lives):
+            link = self.connected(number)
+            shutdown = SHUTDOWN.to_bytes(2, "big") + CHANNELS[number]
+            kinds = (PeerStorage, UpdateNodeBackup, UpdateChannelBackup)
+            messages = [*(kind(self.blob()).encode() for kind in kinds), shutdown]
+            self.run(link.say(*messages))
+            self.took(life, messages)
 
     def teardown(self) -> None:
         self.run(self.backend.dispose())
@@ -130,6 +137,24 @@ class Peers(RuleBasedStateMachine):
         connection = Connection(PROVIDER, ephemeral=ephemeral(number + 1))
         provider = Provider(self.store, self.now, self.backend.path, connection)
         return Link(peer, provider)
+
+    def connected(self, number: int) -> Link:
+        """The peer's connection; a new one where there is none."""
+        if self.lives[number].link is None:
+            self.connect(number, wants=True, forgotten=False)
+        link = self.lives[number].link
+        assert link is not None
+        return link
+
+    @staticmethod
+    def took(life: Life, messages: Sequence[bytes]) -> None:
+        """The provider has taken messages of a peer."""
+        assert life.link is not None
+        assert not life.link.over
+        life.link.said = True
+        life.settled = False
+        for message in messages:
+            life.model.take(message)
 
     # A connection and its end
 
@@ -169,6 +194,14 @@ class Peers(RuleBasedStateMachine):
             life.model.forgone = True
         life.model.end()
 
+    @rule(number=who, wants=st.booleans(), seconds=st.sampled_from([0, 0, HANG_UP_SECONDS + 1]))
+    def come_and_hang_up(self, number: int, wants: bool, seconds: float) -> None:
+        """As who can't bear what our `init` carries, if it comes at once."""
+        self.settle()
+        self.connect(number, wants, forgotten=False)
+        self.backend.clock.advance(seconds)
+        self.cut(number, hung_up=True)
+
     @rule(number=who, hung_up=st.booleans())
     def cut(self, number: int, hung_up: bool) -> None:
         """The connection is lost between two messages."""
@@ -180,9 +213,7 @@ class Peers(RuleBasedStateMachine):
     @rule(number=who, share=st.floats(0, 1, exclude_max=True))
     def cut_in_a_message(self, number: int, share: float) -> None:
         """The connection is lost when a part of an update has come."""
-        link = self.lives[number].link
-        if link is None:
-            return
+        link = self.connected(number)
         link.peer.send_message(PeerStorage(self.blob()).encode())
         frame = link.peer.data_to_send()
         self.run(link.send(frame[: int(share * len(frame))]))
@@ -194,66 +225,55 @@ class Peers(RuleBasedStateMachine):
     @rule(number=who, seed=seeds, count=st.integers(1, 8), size=sizes, settle=st.booleans())
     def say(self, number: int, seed: int, count: int, size: int, settle: bool) -> None:
         """Messages that can be read, whole or in pieces, with what they ask for answered."""
-        life = self.lives[number]
-        if life.link is None:
-            return
+        link = self.connected(number)
         lots = random.Random(seed)  # noqa: S311 - nothing secret
         messages = [random_message(lots) for _ in range(count)]
-        self.run(life.link.say(*messages, size=size))
-        life.link.said = True
-        life.settled = False
-        for message in messages:
-            life.model.take(message)
-        assert not life.link.over
+        self.run(link.say(*messages, size=size))
+        self.took(self.lives[number], messages)
         if settle:
             self.settle()
-        self.no_storage_warning_without_cause(life, life.link.heard())
-
-    @staticmethod
-    def no_storage_warning_without_cause(life: Life, heard: list[Message]) -> None:
-        for message in heard:
+        # peer_storage is never refused here.
+        for message in link.heard():
             if isinstance(message, WarningMessage) and message.text.startswith("storage: "):
                 assert "update_" in message.text, message.text
 
     def complete(self, life: Life) -> None:
-        """Have no backup of a channel on offer: pongs would wait for the message it lacks."""
+        """Have no backup of a channel on offer, for which pongs would wait, and nothing to say
+        of the updates so far."""
         assert life.link is not None
         if life.model.waits:
             shutdown = SHUTDOWN.to_bytes(2, "big") + (life.model.named or CHANNELS[0])
             self.run(life.link.say(shutdown))
             life.model.take(shutdown)
+        self.run(life.link.say(Ping(0).encode()))
+        life.link.said = True
         self.settle()
         life.link.heard()
 
     @rule(number=who, padding=st.integers(0, 300), asked=st.sampled_from([0, 1, 65531]))
     def store_and_confirm(self, number: int, padding: int, asked: int) -> None:
         """What a good peer does."""
-        life = self.lives[number]
-        if life.link is None:
-            return
+        link, life = self.connected(number), self.lives[number]
         self.complete(life)
         message = PeerStorage(self.blob() + bytes(padding)).encode()
-        self.run(life.link.say(message, Ping(asked).encode()))
-        life.model.take(message)
-        life.link.said = True
+        self.run(link.say(message, Ping(asked).encode()))
+        self.took(life, [message])
         self.settle()
-        pongs = [m for m in life.link.heard() if isinstance(m, Pong)]
+        pongs = [m for m in link.heard() if isinstance(m, Pong)]
         assert len(pongs[-1].ignored) == asked
 
     @rule(number=who)
     def store_while_the_disk_fails(self, number: int) -> None:
         """Nothing changes, and the peer is told."""
-        life = self.lives[number]
-        if life.link is None:
-            return
-        self.complete(life)
-        self.run(self._fail(life.link))
-        heard = life.link.heard()
+        link = self.connected(number)
+        self.complete(self.lives[number])
+        self.run(self._fail(link))
+        heard = link.heard()
         assert [type(message) for message in heard[-2:]] == [WarningMessage, Pong]
         warning = heard[-2]
         assert isinstance(warning, WarningMessage)
         assert warning.text.startswith("storage: ")
-        life.link.said = True
+        link.said = True
 
     async def _fail(self, link: Link) -> None:
         # Nothing is being written while the disk is made to fail behind the store's back.
@@ -266,22 +286,17 @@ class Peers(RuleBasedStateMachine):
     @rule(number=who, seed=seeds)
     def say_what_is_ignored(self, number: int, seed: int) -> None:
         """Gossip, and odd types that nobody knows."""
-        life = self.lives[number]
-        if life.link is None:
-            return
+        link = self.connected(number)
         lots = random.Random(seed)  # noqa: S311 - nothing secret
         numbers = [lots.choice((256, 257, 258, 513, 39409, lots.randrange(301, 65536, 2)))]
         data = [n.to_bytes(2, "big") + lots.randbytes(lots.randrange(200)) for n in numbers]
-        self.run(life.link.say(*data))
-        life.link.said = True
-        assert not life.link.over
+        self.run(link.say(*data))
+        self.took(self.lives[number], ())
 
     @rule(number=who, seed=seeds)
     def say_what_can_not_be_read(self, number: int, seed: int) -> None:
         """It is told so, the connection ends, and nothing has come of it."""
-        life = self.lives[number]
-        if life.link is None:
-            return
+        self.connected(number)
         lots = random.Random(seed)  # noqa: S311 - nothing secret
         kind = lots.choice((PeerStorage, UpdateNodeBackup))
         blob = self.blob()
@@ -291,7 +306,7 @@ class Peers(RuleBasedStateMachine):
         else:
             data += lots.choice((b"\x02\x00", b"\x01", b"\x01\x05ab", b"\x03\x00\x01\x00"))
         if reference.parse(bytes(data)) is None:
-            self.say_the_last(life, bytes(data), "storage: ")
+            self.say_the_last(self.lives[number], bytes(data), "storage: ")
 
     @rule(
         number=who,
@@ -299,8 +314,8 @@ class Peers(RuleBasedStateMachine):
     )
     def say_what_is_not_allowed(self, number: int, data: bytes) -> None:
         """No type, a second init, even types that nobody knows."""
-        if self.lives[number].link is not None:
-            self.say_the_last(self.lives[number], data, "")
+        self.connected(number)
+        self.say_the_last(self.lives[number], data, "")
 
     def say_the_last(self, life: Life, data: bytes, warning: str) -> None:
         link = life.link
@@ -321,9 +336,7 @@ class Peers(RuleBasedStateMachine):
     @rule(number=who, share=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
     def change_a_bit(self, number: int, share: float, bit: int) -> None:
         """The MAC of an update is wrong."""
-        link = self.lives[number].link
-        if link is None:
-            return
+        link = self.connected(number)
         link.peer.send_message(PeerStorage(self.blob()).encode())
         frame = bytearray(link.peer.data_to_send())
         frame[int(share * len(frame))] ^= 1 << bit
@@ -332,23 +345,19 @@ class Peers(RuleBasedStateMachine):
     @rule(number=who)
     def send_twice(self, number: int) -> None:
         """A frame comes again: the first counts, the second ends the connection."""
-        life = self.lives[number]
-        if life.link is None:
-            return
+        link, life = self.connected(number), self.lives[number]
         message = PeerStorage(self.blob()).encode()
-        life.link.peer.send_message(message)
-        frame = life.link.peer.data_to_send()
-        self.run(life.link.send(frame))
-        life.model.take(message)
-        life.link.said = True
-        life.settled = False
+        link.peer.send_message(message)
+        frame = link.peer.data_to_send()
+        self.run(link.send(frame))
+        self.took(life, [message])
         self.break_off(life, frame)
 
     @rule(number=who, seed=seeds, size=st.integers(18, 3000))
     def send_junk(self, number: int, seed: int, size: int) -> None:
-        if self.lives[number].link is not None:
-            junk = random.Random(seed).randbytes(size)  # noqa: S311 - nothing secret
-            self.break_off(self.lives[number], junk)
+        self.connected(number)
+        junk = random.Random(seed).randbytes(size)  # noqa: S311 - nothing secret
+        self.break_off(self.lives[number], junk)
 
     def break_off(self, life: Life, data: bytes) -> None:
         link = life.link
@@ -391,6 +400,7 @@ class Peers(RuleBasedStateMachine):
                 continue
             self.run(link.provider.tick())
             link.listen()
+            assert link.over or seconds < MOST_SILENCE
             if link.over:
                 self.ended(life, hung_up=False)
             elif answers := link.peer.data_to_send():
@@ -426,7 +436,7 @@ def test_nobody_changes_what_another_has(request: pytest.FixtureRequest) -> None
     run_state_machine_as_test(
         Peers,
         settings=settings(
-            max_examples=3000 if long else 60,
+            max_examples=3000 if long else 80,
             stateful_step_count=60 if long else 30,
             deadline=None,
             # To make a failing life short takes minutes: that is for --long too.
