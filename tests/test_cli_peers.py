@@ -850,8 +850,8 @@ def test_policy_limits_and_log_level_change_without_a_restart(
 def test_reload_follows_the_quotas_of_the_store(idle: Daemon) -> None:
     file = idle.data_dir / "config.toml"
     idle.start()
-    file.write_text("[store]\nmax_peers = 4\n")
-    assert "In force: store.max_peers" in said(idle, "reload")
+    file.write_text('[store]\nmin_free_space = "1000000000GiB"\n')
+    assert "In force: store.min_free_space" in said(idle, "reload")
     assert visit(idle, FRANK, b"one too many").refusal
 
 
