@@ -21,7 +21,7 @@ async def test_sybils_take_nothing_from_who_is_established(tmp_path: Path, seed:
     # Whoever comes is taken, and a burst from one network displaces itself.
     assert all(rows[kind].stored == rows[kind].peers for kind in HONEST_KINDS)
     assert rows["burst from one /24"].kept <= 2
-    assert rows["greedy"].kept == 0
+    assert rows["greedy"].kept <= 0.2 * rows["greedy"].peers
     # Who comes every day is through its probation before it has to give way, mostly.
     daily = rows["honest, daily"]
     assert daily.kept >= 0.75 * daily.peers
