@@ -329,8 +329,6 @@ class PeerServer:
             async with asyncio.timeout(seconds):
                 arguments = await route.arguments(host, address.port)
                 await self.loop.create_connection(lambda: connection, **arguments)
-                if self.frozen:  # it came too late to be closed with the others
-                    connection.close("shutting down")
                 await connection.both_said_init()
         except TimeoutError:
             connection.abort()
@@ -503,8 +501,8 @@ class PeerConnection(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
         self._server.take_in(self)
-        if self._server.frozen:
-            self.abort()
+        if self._server.frozen:  # it came too late to be closed with the others
+            self.close("shutting down")
             return
         self._opened_at = self._server.loop.time()
         self._deadline = self._opened_at + self._server.limits.handshake
