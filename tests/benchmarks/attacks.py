@@ -33,7 +33,8 @@ BLOB = 65531
 class Attack:
     """What to do: `kind` is honest, half_open, bad_acts, lingering or gossip.
 
-    `rate` is in connections a second; `sources` are addresses to come from, in turn.
+    `rate` is in connections a second; `sources` are addresses to come from, in turn; who was closed
+    comes again after about `pause` seconds.
     """
 
     kind: str
@@ -43,6 +44,7 @@ class Attack:
     rate: float = 0.0
     sources: tuple[str, ...] = ("127.0.0.1",)
     key: str = ""
+    pause: float = 1.0
 
 
 async def honest(attack: Attack) -> dict[str, Any]:
@@ -142,7 +144,7 @@ async def lingering(attack: Attack) -> dict[str, Any]:
 async def _hold(
     attack: Attack, connect: Callable[[], Awaitable[asyncio.Future[None] | None]]
 ) -> dict[str, Any]:
-    """Keep `count` connections open, each opened again about a second after it was lost."""
+    """Keep `count` connections open, each opened again a while after it was lost."""
     opened = 0
     all_opened = asyncio.Event()
 
@@ -155,7 +157,7 @@ async def _hold(
                 if opened >= attack.count:
                     all_opened.set()
                 await lost
-            await asyncio.sleep(random.uniform(0.5, 1.5))  # noqa: S311 - not all at once
+            await asyncio.sleep(attack.pause * random.uniform(0.5, 1.5))  # noqa: S311 - not all at once
 
     holders = [asyncio.create_task(hold()) for _ in range(attack.count)]
     await all_opened.wait()

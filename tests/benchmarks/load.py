@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import random
 import sys
 import time
 from collections import deque
@@ -206,6 +207,7 @@ async def reconnects(task: Task) -> dict[str, Any]:
                 peer: Retriever = await _connect(Retriever, task, index)
             except ConnectionError:
                 again += 1
+                await asyncio.sleep(random.uniform(0.5, 1.5))  # noqa: S311 - as nodes do
             else:
                 return peer
 

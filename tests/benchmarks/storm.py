@@ -31,6 +31,9 @@ ONE_NETWORK = tuple(f"127.0.1.{number}" for number in range(1, 101))
 """A crowd in one /24."""
 MANY_NETWORKS = tuple(f"127.{1 + n // 200}.{n % 200}.9" for n in range(1000))
 
+ACT_SECONDS = 5.0
+"""How long a connection that says nothing lasts where there is room."""
+
 HONEST_RATE = 15.0
 """Connections a second; one address may make 20."""
 
@@ -76,13 +79,16 @@ class Storm:
 
     def half_open(self, count: int) -> Iterator[Row]:
         """Connections that say nothing, opened anew when they are closed."""
-        for what, settings, sources in (
-            ("one /24", NO_EXEMPTION, ONE_NETWORK),
-            ("many networks", NO_EXEMPTION, MANY_NETWORKS),
-            ("exempt", (), ("127.0.0.1",)),
+        for what, settings, sources, pause in (
+            ("one /24", NO_EXEMPTION, ONE_NETWORK, ACT_SECONDS),
+            ("many networks", NO_EXEMPTION, MANY_NETWORKS, ACT_SECONDS),
+            ("exempt", (), ("127.0.0.1",), ACT_SECONDS),
+            ("many networks, back after 1 s", NO_EXEMPTION, MANY_NETWORKS, 1.0),
         ):
             with daemon(self.directory, settings=settings) as (uri, pid):
-                attack = Attack("half_open", uri, self.seconds + 2, count, sources=sources)
+                attack = Attack(
+                    "half_open", uri, self.seconds + 2, count, sources=sources, pause=pause
+                )
                 yield self._beside(f"{count} half-open, {what}", uri, pid, attack)
 
     def bad_acts(self, rate: float) -> Iterator[Row]:
