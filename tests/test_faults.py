@@ -195,7 +195,7 @@ async def test_faults_that_come_and_go_lose_nothing_that_was_confirmed(
     confirmed = refused = 0
     # The long one writes enough to meet checkpoints too.
     long = request.config.getoption("--long", default=False)
-    for number in range(3000 if long else 150):
+    for number in range(3000 if long else 100):
         if number % 5 == 0:
             faults.set(**lots.choice([*KINDS.values(), {}, {}, {}, {}]))
         if number % 50 == 49:

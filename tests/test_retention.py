@@ -472,7 +472,7 @@ def test_nothing_goes_before_its_time_and_all_that_is_due_goes(
     run_state_machine_as_test(
         RetentionMachine,
         settings=settings(
-            max_examples=1000 if long else 50,
+            max_examples=1000 if long else 35,
             stateful_step_count=60 if long else 40,
             deadline=None,
             suppress_health_check=list(HealthCheck),

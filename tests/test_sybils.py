@@ -9,7 +9,7 @@ import pytest
 from tests.benchmarks.sybils import HONEST_KINDS, simulate
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1])
 async def test_sybils_take_nothing_from_who_is_established(tmp_path: Path, seed: int) -> None:
     simulation, found = await simulate(tmp_path, honest=40, sybils=400, seed=seed)
     rows = {row.kind: row for row in found}
