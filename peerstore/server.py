@@ -258,17 +258,24 @@ class PeerServer:
             if loser is not None:
                 loser.turn_away("handshakes")
 
-    def get_to_know(self, connection: PeerConnection, *, stranger: bool, allowed: bool) -> None:
-        """It is known whose a connection is, and what that peer is here."""
+    def get_to_know(self, connection: PeerConnection, *, stranger: bool) -> None:
+        """It is known whose a connection is, or what that peer is here has changed."""
         if connection.stranger != stranger:
             connection.stranger = stranger
             if stranger:
                 self.strangers[connection] = None
             else:
                 del self.strangers[connection]
+
+    def has_room(self, connection: PeerConnection, *, wished: bool) -> bool:
+        """Whether a connection can stay, now that it is known whose it is.
+
+        A stranger gives way, which may be itself; where there is none, only who is wished stays.
+        """
         too_many = self._present > self.limits.door.max_connections
-        if too_many and not self._make_room() and not allowed:
+        if too_many and not self._make_room() and not wished:
             connection.turn_away("full")
+        return not connection.closing
 
     def _make_room(self) -> bool:
         """Turn the idlest stranger away; returns whether there was one."""
@@ -358,6 +365,8 @@ class PeerServer:
         self.limits = limits
         self.door.limits = limits.door
         self.follow_policy()
+        while self._present > limits.door.max_connections and self._make_room():
+            pass
 
     def close_listeners(self) -> None:
         """Accept nobody any more."""
@@ -622,7 +631,8 @@ class PeerConnection(asyncio.BufferedProtocol):
 
     def follow_policy(self) -> None:
         """Take updates or refuse them as the policy has it now."""
-        if self._session is not None and self._lease is not None and self._introduce(self._lease):
+        if self._session is not None and self._lease is not None and not self._closing:
+            self._introduce(self._lease)
             self._session.refusal = self._decision(self._lease).refusal
             self._follow_rates(self._session, self._lease)
 
@@ -778,7 +788,7 @@ class PeerConnection(asyncio.BufferedProtocol):
             lease.close()
             return
         self._lease = lease
-        if not self._introduce(lease):
+        if not self._server.has_room(self, wished=self._introduce(lease)):
             return
         decision = self._decision(lease)
         self._session = session = Session(
@@ -797,12 +807,12 @@ class PeerConnection(asyncio.BufferedProtocol):
         self._process()
 
     def _introduce(self, lease: Lease) -> bool:
-        """Tell the server what the peer is here; returns whether it may stay."""
+        """Tell the server what the peer is here; returns whether it is the operator's wish."""
         policy = self._server.policy
-        allowed = self._remote is not None or policy.allows(lease.node_id)
-        known = allowed or lease.established or policy.protects(lease.node_id, self._visit(lease))
-        self._server.get_to_know(self, stranger=not known, allowed=allowed)
-        return not self._closing
+        wished = self._remote is not None or policy.allows(lease.node_id)
+        known = wished or lease.established or policy.protects(lease.node_id, self._visit(lease))
+        self._server.get_to_know(self, stranger=not known)
+        return wished
 
     def _carry_out(self, actions: Sequence[Action]) -> None:
         for action in actions:

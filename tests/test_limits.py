@@ -319,6 +319,28 @@ async def test_among_those_who_are_known_only_who_is_allowed_still_comes_in(
                 assert await answers(known)
 
 
+async def test_who_is_known_stays_when_the_policy_changes_while_there_are_too_many(
+    tmp_path: Path,
+) -> None:
+    async with limited(tmp_path, door(max_connections=1)) as node:
+        node.damage("UPDATE peer SET established = 1")
+        allowing = Policy(allow=frozenset({OTHER_KEY.node_id}))
+        node.server.set_policy(allowing)
+        async with opened(node, KEY) as known, opened(node, OTHER_KEY) as allowed:
+            node.server.set_policy(allowing)
+            assert [await answers(known), await answers(allowed)] == [True, True]
+
+
+async def test_a_lower_limit_sends_strangers_away_at_once(tmp_path: Path) -> None:
+    async with (
+        limited(tmp_path, PATIENT) as node,
+        opened(node, KEY) as first,
+        opened(node, OTHER_KEY) as second,
+    ):
+        node.server.set_limits(door(max_connections=1))
+        assert [await answers(first), await answers(second)] == [False, True]
+
+
 async def test_a_peer_that_comes_again_takes_the_place_of_its_older_connection(
     tmp_path: Path,
 ) -> None:

@@ -93,7 +93,7 @@ _LONG_AWAY = """
 """
 
 
-class Door(Protocol):
+class Doorkeeper(Protocol):
     """What the database does not know of peers."""
 
     def stays(self, node_id: NodeId, last_height: int | None) -> bool:
@@ -110,7 +110,9 @@ class GivingWay:
         self._long_away: deque[NodeId] = deque()
         self._look_again = 0
 
-    async def find(self, tx: Transaction, door: Door, *, size: int, places: int) -> Candidates:
+    async def find(
+        self, tx: Transaction, door: Doorkeeper, *, size: int, places: int
+    ) -> Candidates:
         """Who may go, so that at least `size` bytes and `places` peers would be free.
 
         Fewer where there are no more, or too many for one transaction. Raises sqlite3.Error.
@@ -143,7 +145,7 @@ class GivingWay:
         return Candidates(spare, found, more=len(spare) == SPARE_ROWS)
 
     async def _next_away(
-        self, tx: Transaction, door: Door, found: Sequence[Displaced]
+        self, tx: Transaction, door: Doorkeeper, found: Sequence[Displaced]
     ) -> Displaced | None:
         """The peer that has been away the longest, of those that are not found yet."""
         known = {each.node_id for each in found}
@@ -166,7 +168,7 @@ class GivingWay:
             self._look_again = tx.moment.seen + LOOK_SECONDS
             await self._look(tx, door)
 
-    async def _look(self, tx: Transaction, door: Door) -> None:
+    async def _look(self, tx: Transaction, door: Doorkeeper) -> None:
         """Remember those that have been away the longest; reads all that were away for long."""
         limit = tx.moment.seen - AWAY_SECONDS
         async with tx.connection.execute(_LONG_AWAY, (limit,)) as cursor:
@@ -206,7 +208,7 @@ class _Rows:
         return [Stranger(NodeId(node_id), *rest) for node_id, *rest in rows]
 
 
-async def _claimed(tx: Transaction, door: Door, stranger: Stranger) -> Displaced | None:
+async def _claimed(tx: Transaction, door: Doorkeeper, stranger: Stranger) -> Displaced | None:
     """A stranger with what it has stored, if it may give way."""
     if door.stays(stranger.node_id, stranger.last_height):
         return None  # it has come since it was read
@@ -225,7 +227,7 @@ async def _stored(
     return Displaced(node_id, backups, versions, size, address_group, reason)
 
 
-async def _spare(tx: Transaction, door: Door, size: int) -> list[Spare]:
+async def _spare(tx: Transaction, door: Doorkeeper, size: int) -> list[Spare]:
     """Kept versions of strangers of so many bytes, those of the newest first."""
     found: list[Spare] = []
     key = (_LAST, b"\xff")

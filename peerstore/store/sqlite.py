@@ -773,7 +773,7 @@ class SqliteStore:
         await self._writer.execute("BEGIN IMMEDIATE")
         return await self._giving_way.find(tx, self, size=size, places=places)
 
-    # Who may give way; see giving_way.Door.
+    # Who may give way; see giving_way.Doorkeeper.
 
     def stays(self, node_id: NodeId, last_height: int | None) -> bool:
         """Whether a peer is connected, was here since that was written, or is protected."""
