@@ -6,10 +6,13 @@ import asyncio
 import contextlib
 import errno
 import socket
+import tomllib
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
+from ipaddress import ip_network
 from pathlib import Path
 
+import msgspec
 import pytest
 import structlog
 import structlog.testing
@@ -17,9 +20,13 @@ import structlog.typing
 
 from peerstore import server as server_module
 from peerstore.admission import DoorLimits
+from peerstore.config import load
 from peerstore.connection import Connection
+from peerstore.daemon import _limits as limits_of
 from peerstore.policy import Policy
-from peerstore.server import UNLIMITED, Limits, Rates
+from peerstore.server import UNLIMITED, WRITE_AHEAD, Limits, Rates
+from peerstore.session import Timeouts
+from peerstore.transport.secp256k1 import KeyPair
 from peerstore.wire.messages import (
     PeerStorage,
     PeerStorageRetrieval,
@@ -30,7 +37,9 @@ from peerstore.wire.messages import (
 from tests.helpers import key_pair
 from tests.store_contract import turns
 from tests.test_server import (
+    FULL_SIZE,
     INIT,
+    KEPT,
     KEY,
     NEVER,
     OTHER_KEY,
@@ -38,12 +47,16 @@ from tests.test_server import (
     SOON,
     Node,
     Peer,
+    authenticated,
     dialed,
     opened,
     serving,
 )
 
 THIRD_KEY = key_pair(0x33)
+
+FRAME_OVERHEAD = 38
+"""Bytes of a message on the wire beside its blob: type, length, and BOLT 8's own."""
 
 
 @pytest.fixture(autouse=True)
@@ -525,3 +538,74 @@ async def test_a_peer_that_does_not_read_holds_its_own_buffer_alone(tmp_path: Pa
         deaf.transport.resume_reading()
         for _ in range(200):
             assert isinstance(await deaf.hear(), Pong)
+
+
+async def test_replays_to_many_deaf_peers_hold_one_message_each(tmp_path: Path) -> None:
+    """All come back at once and none reads: what waits for each is its own replay, no more."""
+    keys = [KeyPair.generate() for _ in range(50)]
+    async with serving(tmp_path, replace(PATIENT, rates=UNLIMITED)) as node:
+        for key in keys:
+            await node.keep(key, bytes(FULL_SIZE))
+        await nobody_is_connected(node)
+        async with contextlib.AsyncExitStack() as stack:
+            for key in keys:
+                peer = await stack.enter_async_context(authenticated(node, key))
+                peer.transport.pause_reading()
+                # Behind the replay it asks for more than any kernel takes off our hands.
+                peer.say(INIT, *[Ping(60_000)] * 200)
+            connections = [*node.server.peers.values()]
+            while any(each._writable for each in connections):
+                await turns(node.store, 1)
+            held = [
+                each._transport.get_write_buffer_size() + each._connection.outgoing
+                for each in connections
+            ]
+            # What was being written when it was full, and the pongs of one flush.
+            assert max(held) <= WRITE_AHEAD + 2 * (FULL_SIZE + FRAME_OVERHEAD)
+            assert await node.given_back(KEY) == KEPT
+
+
+# What the configuration has
+
+
+def test_every_limit_of_the_configuration_is_one_of_the_servers(tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text(
+        """[limits]
+max_connections = 1001
+max_connections_per_ip = 102
+handshakes_per_second_per_ip = 103
+max_handshakes = 104
+exempt_networks = ["192.0.2.0/24", "2001:db8::/32"]
+handshake_timeout = "6s"
+init_timeout = "7s"
+idle_timeout = "80s"
+commits_per_second = 109
+bytes_per_second = "110MiB"
+pong_bytes_per_second = "111KiB"
+"""
+    )
+    config = load(tmp_path, None, {}).config
+    keys = {field.name for field in msgspec.structs.fields(type(config.limits))}
+    assert keys == set(tomllib.loads(file.read_text())["limits"])
+    assert limits_of(config) == Limits(
+        handshake=6.0,
+        session=Timeouts(init=7.0, ping=40.0, idle=80.0),
+        door=DoorLimits(
+            max_connections=1001,
+            max_connections_per_ip=102,
+            handshakes_per_second_per_ip=103,
+            max_handshakes=104,
+            exempt=(ip_network("192.0.2.0/24"), ip_network("2001:db8::/32")),
+        ),
+        rates=Rates(commits=109, bytes=110 << 20, pong_bytes=111 << 10),
+    )
+
+
+async def test_the_exempt_networks_are_those_of_the_limits(tmp_path: Path) -> None:
+    exempt = DoorLimits(handshakes_per_second_per_ip=1, exempt=(ip_network("127.0.5.0/24"),))
+    async with limited(tmp_path, replace(PATIENT, door=exempt)) as node:
+        for source, expected in (("127.0.5.1", True), ("127.0.6.1", False)):
+            for number in range(3):
+                async with coming_from(node, source) as peer:
+                    assert await is_let_in(peer) is (expected or number == 0)
