@@ -24,7 +24,7 @@ from peerstore.config import load
 from peerstore.connection import Connection
 from peerstore.daemon import _limits as limits_of
 from peerstore.policy import Policy
-from peerstore.server import UNLIMITED, WRITE_AHEAD, Limits, Rates
+from peerstore.server import WRITE_AHEAD, Limits, Rates
 from peerstore.session import Timeouts
 from peerstore.transport.secp256k1 import KeyPair
 from peerstore.wire.messages import (
@@ -522,7 +522,7 @@ async def opened_again(node: Node, key: object) -> AsyncIterator[object]:
 
 async def test_a_peer_that_does_not_read_holds_its_own_buffer_alone(tmp_path: Path) -> None:
     async with (
-        serving(tmp_path, replace(PATIENT, rates=UNLIMITED)) as node,
+        serving(tmp_path, PATIENT) as node,
         opened(node, KEY) as deaf,
         opened(node, OTHER_KEY) as other,
     ):
@@ -543,7 +543,7 @@ async def test_a_peer_that_does_not_read_holds_its_own_buffer_alone(tmp_path: Pa
 async def test_replays_to_many_deaf_peers_hold_one_message_each(tmp_path: Path) -> None:
     """All come back at once and none reads: what waits for each is its own replay, no more."""
     keys = [KeyPair.generate() for _ in range(50)]
-    async with serving(tmp_path, replace(PATIENT, rates=UNLIMITED)) as node:
+    async with serving(tmp_path, PATIENT) as node:
         for key in keys:
             await node.keep(key, bytes(FULL_SIZE))
         await nobody_is_connected(node)

@@ -26,7 +26,14 @@ import structlog.typing
 from peerstore.client import Client, StorageRefusedError
 from peerstore.connection import Authenticated, Connection, MessageReceived
 from peerstore.errors import ListenError
-from peerstore.server import READ_AHEAD, READ_BUFFER, Limits, PeerConnection, PeerServer
+from peerstore.server import (
+    READ_AHEAD,
+    READ_BUFFER,
+    UNLIMITED,
+    Limits,
+    PeerConnection,
+    PeerServer,
+)
 from peerstore.session import Timeouts
 from peerstore.store.base import Counts, Quotas
 from peerstore.store.sqlite import Clocks, SqliteStore
@@ -47,7 +54,11 @@ from tests.helpers import key_pair
 
 NEVER = 1000.0
 """Seconds; longer than any test may take."""
-PATIENT = Limits(handshake=NEVER, session=Timeouts(init=NEVER, ping=NEVER, idle=2 * NEVER))
+PATIENT = Limits(
+    handshake=NEVER,
+    session=Timeouts(init=NEVER, ping=NEVER, idle=2 * NEVER),
+    rates=UNLIMITED,
+)
 SOON = 0.05
 """Seconds of a timeout that a test waits for."""
 
