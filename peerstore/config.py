@@ -35,6 +35,7 @@ from peerstore.config_values import (
     ListenAddress,
     NodeIdText,
     OptionalFile,
+    OptionalListenAddress,
     PeerAddress,
     ProxyAddress,
     PublicAddress,
@@ -185,6 +186,13 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     pong_bytes_per_second: Rate = Rate("1MiB")
 
 
+class MetricsTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """[metrics]: the HTTP listener of operators and their tools."""
+
+    listen: OptionalListenAddress = OptionalListenAddress("127.0.0.1:9738")
+    """For /metrics, /livez, /readyz and the status page at /; "" turns it off."""
+
+
 class Log(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """[log]: what is logged, and how it looks."""
 
@@ -207,10 +215,13 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     channels: Channels = Channels()
     retention: RetentionTable = RetentionTable()
     snapshots: Snapshots = Snapshots()
+    metrics: MetricsTable = MetricsTable()
     log: Log = Log()
 
 
-NEEDS_RESTART = ("network", "node_key_file", "listen.addresses", "store.url", "channels.")
+NEEDS_RESTART = (
+    *("network", "node_key_file", "listen.addresses", "store.url", "channels.", "metrics."),
+)
 """How the keys begin that a running daemon can't change; it follows all others when it reloads."""
 
 

@@ -151,6 +151,20 @@ class ListenAddress(Address):
         return address
 
 
+class OptionalListenAddress(str):
+    """Where to listen, or nothing."""
+
+    address: tuple[str, int] | None
+
+    def __new__(cls, text: str) -> Self:
+        listen = super().__new__(cls, text)
+        listen.address = None
+        if text:
+            address = ListenAddress(text)
+            listen.address = (address.host, address.port)
+        return listen
+
+
 def _check_host(host: str) -> None:
     if not (_is_ip_address(host) or _HOST_NAME.fullmatch(host)):
         raise ValueError(f"{host!r} is not a host name, an onion or an IP address")

@@ -47,16 +47,20 @@ from peerstore.errors import (
     DataDirectoryError,
     DialError,
     KeyFileError,
+    ListenError,
     OperatorError,
     SourceError,
     StoreError,
 )
+from peerstore.listening import listen_failure, listening_socket
 from peerstore.methods import methods
+from peerstore.monitor import Monitor
 from peerstore.policy import Policy, Visit
 from peerstore.server import Limits, PeerServer, Rates
 from peerstore.session import Timeouts
 from peerstore.store.snapshot import snapshot_when_due
 from peerstore.store.sqlite import Clocks, SqliteStore
+from peerstore.tally import Tally
 from peerstore.transport.secp256k1 import KeyPair
 from peerstore.types import NodeAddress, format_host_port, parse_node_id
 from peerstore.watch import ChannelWatch
@@ -130,6 +134,9 @@ class Daemon:
         """Keeps the operator's peers connected."""
         self.watch: ChannelWatch | None = None
         """What keeps up with the routing node, if one is configured."""
+        self.monitor = Monitor(server, store, config=lambda: self.config, watch=lambda: self.watch)
+        self.status_page: str | None = None
+        """Where operators find the status page, if anywhere."""
         self._loaded = self._started = loaded
         self._read_config = read_config
 
@@ -154,11 +161,20 @@ class Daemon:
 
     async def info(self) -> dict[str, Any]:
         """The live part of `peerstore info`."""
+        tally = self.server.tally
         return {
             "uris": self.uris,
             "version": __version__,
             "connections": len(self.server.connections),
-            "events": dict(self.server.events),
+            "events": {
+                **tally.events,
+                **{
+                    f"connection_refused_{reason}": count
+                    for reason, count in tally.connections_refused.items()
+                },
+            },
+            "problems": [problem.text for problem in await self.monitor.problems()],
+            "status_page": self.status_page,
             "channel_source": None if self.watch is None else self.watch.describe(),
         }
 
@@ -285,6 +301,7 @@ async def running(
     key, new = open_data_directory(data_dir, config, environ)
     if new:
         _log.info("key_made", node_id=key.node_id.hex())
+    tally = Tally()
     async with contextlib.AsyncExitStack() as stack:
         stack.enter_context(locked(*lock_paths(data_dir, config)))
         store = await SqliteStore.open(
@@ -294,6 +311,7 @@ async def running(
             clocks=Clocks(time.time, time.monotonic),
             quotas=quotas(config),
             aging=config.channels.source == "none",
+            tally=tally,
         )
         stack.push_async_callback(store.close)
         server = PeerServer(
@@ -302,6 +320,7 @@ async def running(
             store=store,
             limits=_limits(config),
             policy=policy(config, await store.reader.rules()),
+            tally=tally,
         )
         daemon = Daemon(loaded, read_config, key, store, server)
         daemon.serve_by(server.policy)
@@ -310,6 +329,7 @@ async def running(
         if source is not None:
             await _watch(daemon, source, stack)
         await server.listen((address.host, address.port) for address in config.listen.addresses)
+        await _serve_pages(daemon, stack)
         control = ControlServer(data_dir / SOCKET_NAME, daemon.methods())
         stack.callback(control.close)
         try:
@@ -319,7 +339,7 @@ async def running(
             _log.warning("no_control_socket", error=str(error))
         stack.push_async_callback(daemon.dialer.close)
         daemon.follow_dial()
-        for regular in (_snapshots(daemon, data_dir), _prune(daemon)):
+        for regular in (_snapshots(daemon, data_dir), _prune(daemon), daemon.monitor.watch_loop()):
             task = asyncio.create_task(regular)
             stack.callback(task.cancel)
         _log.info("serving", version=__version__, network=config.network.value, uris=daemon.uris)
@@ -461,6 +481,24 @@ async def _watch(daemon: Daemon, source: ChannelSource, stack: contextlib.AsyncE
     task = asyncio.create_task(watch.run(), name="channels")
     stack.push_async_callback(_ended, task)
     await watch.first_look(FIRST_ANSWER_SECONDS)
+
+
+async def _serve_pages(daemon: Daemon, stack: contextlib.AsyncExitStack) -> None:
+    """Listen for operators and their tools, if that is wished; raises ListenError."""
+    address = daemon.config.metrics.listen.address
+    if address is None:
+        return
+    from peerstore.web import WebServer  # aiohttp takes its time
+
+    try:
+        sock = listening_socket(*address)
+    except OSError as error:
+        failure = listen_failure(format_host_port(*address), error, "metrics.listen")
+        raise ListenError(failure) from error
+    web = WebServer(daemon.monitor.pages())
+    stack.push_async_callback(web.close)
+    await web.start(sock)
+    daemon.status_page = f"http://{format_host_port(*sock.getsockname()[:2])}/"
 
 
 async def _ended(task: asyncio.Task[None]) -> None:

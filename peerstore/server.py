@@ -37,6 +37,7 @@ from peerstore.errors import (
     StoreError,
     TransportError,
 )
+from peerstore.listening import listen_failure, listening_socket
 from peerstore.policy import EVERYONE, Decision, Policy, Visit
 from peerstore.proxy import STRAIGHT, Route
 from peerstore.session import (
@@ -44,6 +45,7 @@ from peerstore.session import (
     Action,
     Close,
     Forgo,
+    Refused,
     Report,
     Retrieve,
     Send,
@@ -54,6 +56,7 @@ from peerstore.session import (
 )
 from peerstore.session import Store as StoreUpdate
 from peerstore.store.base import Lease, Store
+from peerstore.tally import Handshake, Replay, Tally
 from peerstore.transport.secp256k1 import KeyPair
 from peerstore.types import (
     BackupKind,
@@ -64,7 +67,7 @@ from peerstore.types import (
     format_host_port,
 )
 from peerstore.wire.features import OURS, OURS_WITHOUT_STORAGE, encode_features
-from peerstore.wire.messages import address_descriptor
+from peerstore.wire.messages import MESSAGE_NAMES, address_descriptor
 
 READ_BUFFER = 128 << 10
 """Bytes of one read from a socket: a message of full size fits, with room for the next."""
@@ -80,9 +83,6 @@ CLOSE_SECONDS = 5.0
 
 DIAL_SECONDS = 20.0
 """How long a connection that we dial may take until both have said `init`."""
-
-BACKLOG = 1024
-"""Connections that the kernel completes before they are accepted."""
 
 ACCEPTS = 16
 """Connections accepted in one turn of the loop."""
@@ -137,7 +137,9 @@ class PeerServer:
         store: Store,
         limits: Limits,
         policy: Policy = EVERYONE,
+        tally: Tally | None = None,
     ) -> None:
+        self.tally = tally or Tally()
         self.key = key
         self.policy = policy
         self.network = network
@@ -154,8 +156,6 @@ class PeerServer:
         """Those who give way when there are too many, the idlest first."""
         self.door = Door(limits.door)
         self.places: Places[PeerConnection] = Places()
-        self.events: collections.Counter[str] = collections.Counter()
-        """How often each event of the sessions' reports came since the start."""
         self.frozen = False
         self.route: Route = STRAIGHT
         """How peers that are dialed are reached."""
@@ -181,14 +181,14 @@ class PeerServer:
         """
         for host, port in addresses:
             try:
-                sock = _listening_socket(host, port)
+                sock = listening_socket(host, port)
             except OSError as error:
                 where = format_host_port(host, port)
                 if ":" in host and error.errno in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
                     self.log.warning("no_ipv6", address=where, error=error.strerror)
                     continue
                 self.close_listeners()
-                raise ListenError(_listen_failure(where, error)) from error
+                raise ListenError(listen_failure(where, error, "listen.addresses")) from error
             self.addresses.append(sock.getsockname()[:2])
             self._accept_from(sock)
         if not self._listeners:
@@ -240,7 +240,7 @@ class PeerServer:
     def refuse(self, host: str, reason: str) -> None:
         """A connection was refused, or is closed because of what it did before it said who it is:
         counted, and told to the operator, in a form that fail2ban can use."""
-        self.events[f"connection_refused_{reason}"] += 1
+        self.tally.connections_refused[reason] += 1
         left_out = self._refusals.note(host, reason, self.loop.time())
         if left_out is not None:
             self.log.warning("connection_refused", address=host, reason=reason, left_out=left_out)
@@ -422,6 +422,7 @@ class PeerConnection(asyncio.BufferedProtocol):
         "_ended_because",
         "_eof",
         "_eof_after_init",
+        "_fate",
         "_lease",
         "_met",
         "_opened_at",
@@ -483,6 +484,8 @@ class PeerConnection(asyncio.BufferedProtocol):
         self._eof = False
         self._eof_after_init = False
         self._ended_because = "the connection was closed"
+        self._fate = Handshake.CLOSED
+        """What the handshake counts as if it is not done in the end."""
         self._reading = True
         self._writable = True
         self._uncommitted = False
@@ -494,6 +497,15 @@ class PeerConnection(asyncio.BufferedProtocol):
     def inbound(self) -> bool:
         """Whether the peer has made the connection."""
         return self._remote is None
+
+    @property
+    def state(self) -> str:
+        """`handshake`, `init` until both have said it, `open`, or `closing`."""
+        if self._closing:
+            return "closing"
+        if not self._connection.authenticated:
+            return "handshake"
+        return "open" if self.met else "init"
 
     @property
     def opened_at(self) -> float:
@@ -610,6 +622,7 @@ class PeerConnection(asyncio.BufferedProtocol):
     def turn_away(self, reason: str) -> None:
         """Close to make room for others; who can be told is told."""
         self._server.refuse(self._host(), reason)
+        self._fate = Handshake.EVICTED
         if self._server.leaving > LEAVING:
             self.abort()
         elif self._session is not None:
@@ -692,6 +705,8 @@ class PeerConnection(asyncio.BufferedProtocol):
 
     def _leave(self) -> None:
         self._closing = True
+        if not self._connection.authenticated:
+            self._server.tally.handshakes[self._fate] += 1
         self._server.leave(self)
 
     def _unhindered(self) -> bool:
@@ -723,6 +738,8 @@ class PeerConnection(asyncio.BufferedProtocol):
                 if isinstance(event, Authenticated):
                     self._authenticated(event.node_id)
                 elif self._session is not None:
+                    name = MESSAGE_NAMES.get(event.data[:2], "other")
+                    self._server.tally.received[name] += 1
                     now = self._server.loop.time()
                     self._carry_out(self._session.receive(event.data, now))
                     if not self.met:
@@ -766,6 +783,7 @@ class PeerConnection(asyncio.BufferedProtocol):
 
     def _authenticated(self, node_id: NodeId) -> None:
         self.node_id = node_id
+        self._server.tally.handshakes[Handshake.DONE] += 1
         self._server.places.free(self.group, self)
         self.group = ""
         older = self._server.peers.get(node_id)
@@ -818,16 +836,19 @@ class PeerConnection(asyncio.BufferedProtocol):
         for action in actions:
             if isinstance(action, Send):
                 self._connection.send_message(action.message)
+                self._server.tally.sent[MESSAGE_NAMES[action.message[:2]]] += 1
             elif isinstance(action, StoreUpdate):
                 self._put(action)
             elif isinstance(action, Retrieve):
                 self._wanted = action
             elif isinstance(action, Report):
-                self._server.events[action.event] += 1
+                self._server.tally.events[action.event] += 1
                 if action.event == UPDATE_REFUSED and self._lease is not None:
                     self._lease.note_refusal(str(action.details["reason"]))
                 if action.logged:
                     self._server.log.info(action.event, node_id=self._hex_id(), **action.details)
+            elif isinstance(action, Refused):
+                self._server.tally.refuse(action.kind, action.reason)
             elif isinstance(action, Forgo):
                 assert self._lease is not None  # noqa: S101 - older than the session
                 self._lease.forgo_node_backup()
@@ -859,9 +880,12 @@ class PeerConnection(asyncio.BufferedProtocol):
         except Exception as error:
             # What can't be trusted is never sent; the peer is served on without it.
             self._store_failed("replay_failed", error)
+            result = Replay.FAILED
         else:
             blob = None if backup is None else backup.blob
+            result = Replay.MISSING if backup is None else Replay.SENT
         if not self._closing:
+            self._server.tally.replays[slot.kind, result] += 1
             self._carry_out(session.retrieved(blob))
             self._process()
 
@@ -890,6 +914,7 @@ class PeerConnection(asyncio.BufferedProtocol):
             self._log_end(str(error))
         if not self._connection.authenticated:
             self._server.refuse(self._host(), "bad_handshake")
+            self._fate = Handshake.BAD
         self._end_session(hung_up=isinstance(error, DecryptionError))
         self.abort()
 
@@ -923,6 +948,7 @@ class PeerConnection(asyncio.BufferedProtocol):
             else:
                 self._log_end("handshake timeout")
                 self._server.refuse(self._host(), "handshake_timeout")
+                self._fate = Handshake.TIMEOUT
             self.abort()
         else:
             self._arm()
@@ -968,29 +994,3 @@ def stored_of(lease: Lease) -> Stored:
         # As it is now: what is committed later is not what this connection gets back.
         channels=dict(lease.channels),
     )
-
-
-def _listening_socket(host: str, port: int) -> socket.socket:
-    """A bound socket; raises OSError."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            # [::] beside 0.0.0.0 is IPv6 alone.
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        sock.setblocking(False)
-        sock.bind((host, port))
-        sock.listen(BACKLOG)
-    except OSError:
-        sock.close()
-        raise
-    return sock
-
-
-def _listen_failure(where: str, error: OSError) -> str:
-    if error.errno == errno.EADDRINUSE:
-        return f"{where} is in use: stop what listens there or change listen.addresses"
-    if error.errno == errno.EACCES:
-        return f"{where}: no permission; ports below 1024 need a privilege"
-    return f"{where} can't be listened on: {error.strerror or error}"

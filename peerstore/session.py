@@ -28,6 +28,7 @@ from typing import Any
 from peerstore.confirmation import Confirmations
 from peerstore.errors import CodecError, FeatureError
 from peerstore.streams import CHANNEL_TYPES, ChannelStreams, Naming, Outcome
+from peerstore.tally import Reason
 from peerstore.types import BackupKind, ChannelState
 from peerstore.wire import features
 from peerstore.wire.messages import (
@@ -73,9 +74,14 @@ ANY_POINT = bytes.fromhex("0279be667ef9dcbbac55a06295ce870b07029bfcdb2dce28d959f
 """secp256k1's generator, where channel_reestablish wants a valid point that nobody looks at."""
 
 _GOSSIP = range(256, 266)
-_UPDATES = frozenset(
-    kind.TYPE.to_bytes(2, "big") for kind in (PeerStorage, UpdateNodeBackup, UpdateChannelBackup)
-)
+_UPDATES: Mapping[bytes, BackupKind] = {
+    message.TYPE.to_bytes(2, "big"): kind
+    for message, kind in (
+        (PeerStorage, BackupKind.PEER_STORAGE),
+        (UpdateNodeBackup, BackupKind.NODE_BACKUP),
+        (UpdateChannelBackup, BackupKind.CHANNEL_BACKUP),
+    )
+}
 
 
 class State(enum.Enum):
@@ -157,13 +163,21 @@ class Report:
 
 
 @dataclass(frozen=True, slots=True)
+class Refused:
+    """An update was not taken; the peer is told when its turn comes."""
+
+    kind: BackupKind
+    reason: Reason
+
+
+@dataclass(frozen=True, slots=True)
 class Close:
     """Send what was said before, then close; the session is over."""
 
     reason: str
 
 
-Action = Send | Retrieve | Store | Forgo | Report | Close
+Action = Send | Retrieve | Store | Forgo | Report | Refused | Close
 
 
 class Session:
@@ -298,10 +312,11 @@ class Session:
                 self._dispatch(data, now)
         except (CodecError, FeatureError) as error:
             # An update that can't be read was refused, and the warning has to say so.
-            refused = data[:2] in _UPDATES
-            if refused:
+            refused = _UPDATES.get(data[:2])
+            if refused is not None:
+                self._actions.append(Refused(refused, Reason.MALFORMED))
                 self._report(UPDATE_REFUSED, reason=str(error))
-            self._fail(f"storage: {error}" if refused else str(error))
+            self._fail(str(error) if refused is None else f"storage: {error}")
         return self._take_actions()
 
     def retrieved(self, blob: bytes | None) -> Sequence[Action]:
@@ -452,39 +467,44 @@ class Session:
 
     def _on_peer_storage(self, message: PeerStorage, now: float) -> None:
         if self.refusal:
-            self._refuse(self.refusal, now)
+            self._refuse(BackupKind.PEER_STORAGE, (Reason.NOT_SERVED, self.refusal), now)
         else:
             self._store(BackupKind.PEER_STORAGE, b"", message.blob)
 
     def _on_update_node_backup(self, message: UpdateNodeBackup, now: float) -> None:
         refusal = self._refusal(message)
-        if refusal:
-            self._refuse(refusal, now)
+        if refusal is not None:
+            self._refuse(BackupKind.NODE_BACKUP, refusal, now)
         else:
             self._store(BackupKind.NODE_BACKUP, b"", message.blob)
 
     def _on_update_channel_backup(self, message: UpdateChannelBackup, now: float) -> None:
         refusal = self._refusal(message)
-        if not refusal:
+        if refusal is None:
             # Should one be on offer already, this one takes its place, and its pong waits on.
             self._confirmations.offer(named_before=self._streams.named)
             self._streams.offer(message.blob)
             return
         if self._streams.unfinished:
-            self._drop("update_channel_backup is dropped: the one after it is refused", now)
+            text = "update_channel_backup is dropped: the one after it is refused"
+            self._drop((Reason.INCOMPLETE, text), now)
         self._streams.offer(None)
-        self._refuse(refusal, now)
+        self._refuse(BackupKind.CHANNEL_BACKUP, refusal, now)
 
-    def _refusal(self, message: UpdateNodeBackup | UpdateChannelBackup) -> str:
-        """Why a backup of pull request 881 is not taken, "" when it is."""
+    def _refusal(
+        self, message: UpdateNodeBackup | UpdateChannelBackup
+    ) -> tuple[Reason, str] | None:
+        """Why a backup of pull request 881 is not taken, and what the peer is told of it."""
         if self.refusal:
-            return self.refusal
+            return Reason.NOT_SERVED, self.refusal
         if not features.offers(self.features, features.WANT_PEER_BACKUP_STORAGE):
             bits = f"{features.NAMES[features.WANT_PEER_BACKUP_STORAGE]} (40/41)"
-            return f"{message.NAME}: your init does not set {bits}"
-        if len(message.blob) > MAX_BACKUP_SIZE:
-            return f"{message.NAME}: {len(message.blob)} bytes, at most {MAX_BACKUP_SIZE} are kept"
-        return ""
+            return Reason.NOT_OFFERED, f"{message.NAME}: your init does not set {bits}"
+        size = len(message.blob)
+        if size > MAX_BACKUP_SIZE:
+            text = f"{message.NAME}: {size} bytes, at most {MAX_BACKUP_SIZE} are kept"
+            return Reason.TOO_LARGE, text
+        return None
 
     def _on_peer_storage_retrieval(self, _message: PeerStorageRetrieval, _now: float) -> None:
         """Nothing of ours is stored with the peer."""
@@ -510,7 +530,7 @@ class Session:
         if update is None:
             return
         if self.refusal and update.blob is not None:  # taken before the policy changed
-            self._drop(self.refusal, now)
+            self._drop((Reason.NOT_SERVED, self.refusal), now)
             return
         # What is said of a channel with a backup is kept up to date also for who is not served:
         # the backup is given back with it.
@@ -522,8 +542,9 @@ class Session:
 
     def _on_naming(self, naming: Naming, now: float) -> None:
         if naming.dropped:
-            self._drop(naming.dropped, now)
+            self._drop((Reason.INCOMPLETE, naming.dropped), now)
         if naming.replaced:
+            self._actions.append(Refused(BackupKind.CHANNEL_BACKUP, Reason.INCOMPLETE))
             self._confirmations.withdraw_replaced(naming.replaced)
             self._release(now)
 
@@ -601,14 +622,18 @@ class Session:
         self._actions.append(Store(sequence, kind, channel_id, blob, channel))
         return sequence
 
-    def _refuse(self, reason: str, now: float) -> None:
+    def _refuse(self, kind: BackupKind, refusal: tuple[Reason, str], now: float) -> None:
         """An update is not taken."""
-        self._confirmations.refuse(reason)
+        reason, text = refusal
+        self._actions.append(Refused(kind, reason))
+        self._confirmations.refuse(text)
         self._release(now)
 
-    def _drop(self, reason: str, now: float) -> None:
+    def _drop(self, refusal: tuple[Reason, str], now: float) -> None:
         """The update_channel_backup on offer is not stored."""
-        self._confirmations.withdraw(reason)
+        reason, text = refusal
+        self._actions.append(Refused(BackupKind.CHANNEL_BACKUP, reason))
+        self._confirmations.withdraw(text)
         self._release(now)
 
     # What we say
@@ -649,6 +674,7 @@ class Session:
     def _end(self) -> None:
         self.state = State.CLOSED
         if self._streams.unfinished:
+            self._actions.append(Refused(BackupKind.CHANNEL_BACKUP, Reason.INCOMPLETE))
             reason = "the connection ended before the message that completes it"
             # There is at most one of these, and the log has to say it.
             self._actions.append(Report("channel_backup_dropped", {"reason": reason}))

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from peerstore.types import NodeAddress
 
-LOOPBACK = ("network=regtest", 'listen.addresses=["127.0.0.1:0"]')
+LOOPBACK = ("network=regtest", 'listen.addresses=["127.0.0.1:0"]', "metrics.listen=")
 """What every daemon of the tests is set to, unless a test says otherwise."""
 
 UNPACED = (*LOOPBACK, "limits.commits_per_second=1000000")

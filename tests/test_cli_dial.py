@@ -23,7 +23,7 @@ STRANGER = f"02{'ab' * 32}"
 @pytest.fixture
 def other(tmp_path: Path) -> Iterator[Daemon]:
     """Another daemon, stopped; it has the same address at each start."""
-    settings = ("network=regtest", f'listen.addresses=["127.0.0.1:{dead_port()}"]')
+    settings = (*LOOPBACK, f'listen.addresses=["127.0.0.1:{dead_port()}"]')
     daemon = Daemon(tmp_path / "other", settings)
     yield daemon
     if daemon.runs:
@@ -156,7 +156,7 @@ def test_configured_peers_are_kept_connected_and_follow_a_reload(
 
 def test_two_daemons_that_name_each_other_are_connected(fresh: Daemon, other: Daemon) -> None:
     port = dead_port()
-    fresh.settings = ("network=regtest", f'listen.addresses=["127.0.0.1:{port}"]')
+    fresh.settings = (*LOOPBACK, f'listen.addresses=["127.0.0.1:{port}"]')
     mine = done(fresh, "init")["node_id"]
     theirs = done(other, "init")["node_id"]
     configure(other, f"{mine}@127.0.0.1:{port}")

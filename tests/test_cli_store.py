@@ -15,7 +15,7 @@ import pytest
 from peerstore.client import BOTH_DIALECTS, Client
 from peerstore.types import Network
 from peerstore.wire.messages import Init, RevokeAndAck
-from tests.daemon import Daemon, Result, run_command
+from tests.daemon import LOOPBACK, Daemon, Result, run_command
 from tests.helpers import key_pair
 
 PEER = key_pair(0x42)
@@ -272,7 +272,7 @@ def test_an_old_copy_put_back_by_hand_raises_an_alarm_that_stays(daemon: Daemon)
 
 
 def test_snapshots_are_made_on_a_schedule(data_dir: Path) -> None:
-    settings = ("network=regtest", 'listen.addresses=["127.0.0.1:0"]', "snapshots.every=1d")
+    settings = (*LOOPBACK, "snapshots.every=1d")
     daemon = Daemon(data_dir, settings)
     daemon.start()
     try:

@@ -333,7 +333,7 @@ async def test_a_peer_that_waits_for_our_init_gets_it_without_its_node_backup(
     node.server.limits = HASTY
     for times in (1, 2):
         async with authenticated(node, OTHER_KEY) as peer:
-            assert node.server.events["init_without_node_backup"] == times
+            assert node.server.tally.events["init_without_node_backup"] == times
             peer.say(init, Ping(0))
             *heard, pong = await peer.hear_pong()
             assert pong == Pong()
@@ -497,7 +497,7 @@ async def test_who_hangs_up_on_its_node_backup_is_not_shown_it_until_it_stores_o
         async with serving(tmp_path) as node:
             for phase in phases:
                 await phase(node)
-            assert node.server.events["node_backup_forgone"] == 1
+            assert node.server.tally.events["node_backup_forgone"] == 1
 
 
 async def test_who_hangs_up_in_the_midst_of_what_follows_is_not_shown_it_again(
@@ -532,7 +532,7 @@ async def test_who_hangs_up_after_a_word_is_shown_its_node_backup_again(
     async with greeted(node) as (peer, _):
         await leave(node, peer, hang_up)
     assert await given(node) == ALL
-    assert node.server.events["node_backup_forgone"] == 0
+    assert node.server.tally.events["node_backup_forgone"] == 0
 
 
 @hang_ups
@@ -782,7 +782,7 @@ async def test_what_is_refused_is_told_and_leaves_the_old_and_the_connection(
         await client.store(b"still served")
         await client.confirm()
     assert await given(node) == replace(ALL, storage=b"still served")
-    assert node.server.events == {"update_refused": 1}
+    assert node.server.tally.events == {"update_refused": 1}
 
 
 @pytest.mark.parametrize(
@@ -804,7 +804,7 @@ async def test_what_is_too_much_for_a_peer_is_told_and_leaves_the_old(
             await client.confirm()
     assert await given(node) == ALL
     assert await node.given_back(KEY) == KEPT
-    assert node.server.events == {"update_refused": 1}
+    assert node.server.tally.events == {"update_refused": 1}
 
 
 async def test_a_message_of_another_channel_drops_the_backup_with_a_warning(node: Node) -> None:
@@ -839,7 +839,7 @@ async def test_a_connection_that_ends_drops_the_backup_that_waits_and_the_old_on
     async with greeted(node) as (peer, _):
         await offer(peer)
         await leave(node, peer, end)
-    assert node.server.events["channel_backup_dropped"] == 1
+    assert node.server.tally.events["channel_backup_dropped"] == 1
     (event,) = [event for event in logged if event["event"] == "channel_backup_dropped"]
     assert event["node_id"] == OTHER_KEY.node_id.hex()
     assert await given(node) == ALL
@@ -853,7 +853,7 @@ async def test_a_newer_connection_drops_the_backup_that_waits_and_gets_the_old_o
         await offer(peer)
         assert await given(node) == ALL
         assert await peer.hear_all() == []
-    assert node.server.events["channel_backup_dropped"] == 1
+    assert node.server.tally.events["channel_backup_dropped"] == 1
     assert await given(node) == ALL
 
 
@@ -877,7 +877,7 @@ async def offer(peer: Peer) -> None:
 
 async def test_what_is_told_of_peers_is_counted(node: Node) -> None:
     await keep(node)
-    assert node.server.events == {}
+    assert node.server.tally.events == {}
     await hang_up_on_node_backup(node, warn_and_leave)
     async with greeted(node, INIT) as (peer, _):
         for _ in range(2):
@@ -888,7 +888,7 @@ async def test_what_is_told_of_peers_is_counted(node: Node) -> None:
     async with greeted(node) as (peer, _):
         await offer(peer)
         await leave(node, peer, HANG_UPS["EOF"])
-    assert node.server.events == {
+    assert node.server.tally.events == {
         "peer_warning": 1,
         "node_backup_forgone": 1,
         "update_refused": 2,
@@ -903,4 +903,4 @@ async def test_every_refusal_is_counted_however_many_there_are(node: Node) -> No
         for _ in range(50):
             peer.say(UpdateNodeBackup(b"refused"), Ping(0))
             assert len(await peer.hear_pong()) == 2
-    assert node.server.events["update_refused"] == 50
+    assert node.server.tally.events["update_refused"] == 50

@@ -307,7 +307,7 @@ def ipv6_daemon(data_dir: Path) -> Iterator[Daemon]:
             probe.bind(("::1", 0))
     except OSError as error:
         pytest.skip(f"this host has no IPv6 loopback: {error.strerror}")
-    daemon = Daemon(data_dir, [LOOPBACK[0], 'listen.addresses=["[::1]:0", "127.0.0.1:0"]'])
+    daemon = Daemon(data_dir, [*LOOPBACK, 'listen.addresses=["[::1]:0", "127.0.0.1:0"]'])
     daemon.start()
     try:
         yield daemon

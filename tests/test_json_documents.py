@@ -149,6 +149,7 @@ INFO = {
     "connections": optional(int),
     "events": optional(dict),
     "channel_source": optional(SOURCE),
+    "status_page": optional(str),
     "peers": int,
     "backups": int,
     "versions": int,

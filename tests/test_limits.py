@@ -135,7 +135,7 @@ async def test_an_address_that_is_too_fast_is_shed_and_its_neighbours_are_not(
         async with coming_from(node, "127.0.0.6") as peer:
             assert await is_let_in(peer)
         assert refusals(logged) == [("127.0.0.5", "handshakes_per_ip")]
-        assert node.server.events["connection_refused_handshakes_per_ip"] == 2
+        assert node.server.tally.connections_refused["handshakes_per_ip"] == 2
 
 
 async def test_a_network_that_is_too_fast_is_shed_and_others_are_not(tmp_path: Path) -> None:

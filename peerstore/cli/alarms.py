@@ -23,7 +23,6 @@ from peerstore.cli.output import Column, Row, limited, nothing_fits, one_of, pai
 if TYPE_CHECKING:
     from peerstore.store.base import Alarm
 
-KINDS = ("shrink", "damaged", "behind", "source")
 SORTS: dict[str, Callable[[Alarm], Any]] = {
     "number": lambda alarm: alarm.number,
     "kind": lambda alarm: (alarm.kind, alarm.number),
@@ -54,9 +53,10 @@ def list_(app: App, every: bool, filters: tuple[str, ...], sort: str, limit: int
     import asyncio
 
     from peerstore.documents import alarm_document
+    from peerstore.store.base import ALARM_KINDS
     from peerstore.store.reader import SqliteReader
 
-    kinds = {one_of(key, value, KINDS) for key, value in pairs(filters, ("kind",))}
+    kinds = {one_of(key, value, ALARM_KINDS) for key, value in pairs(filters, ("kind",))}
 
     async def rows() -> AsyncGenerator[Row]:
         async with await SqliteReader.open(app.database) as reader:

@@ -25,7 +25,6 @@ from peerstore.cli.common import (
     resolve_channel_id,
     resolve_node_id,
     seconds_of,
-    size,
     sort_option,
     stdout_is_terminal,
     yes_option,
@@ -43,6 +42,7 @@ from peerstore.cli.output import (
 )
 from peerstore.errors import ConfigError, StoreError
 from peerstore.types import BackupKind, parse_slot
+from peerstore.words import size
 
 if TYPE_CHECKING:
     from peerstore.store.base import Version

@@ -10,9 +10,7 @@ import click
 
 from peerstore.cli.common import (
     App,
-    age,
     ago,
-    counted,
     filter_option,
     json_option,
     limit_option,
@@ -22,6 +20,7 @@ from peerstore.cli.common import (
     resolve_node_id,
 )
 from peerstore.cli.output import Column, Row, limited, nothing_fits, one_of, pairs, show_list
+from peerstore.words import age, counted
 
 STATES = ("open", "closing", "closed", "unknown")
 

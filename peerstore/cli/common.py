@@ -20,6 +20,7 @@ from peerstore.errors import (
     NotRunningError,
     StoreError,
 )
+from peerstore.words import age
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -304,28 +305,6 @@ async def _change_here(app: App, method: str, parameters: dict[str, Any]) -> Any
 def ago(now: float, at: str | None) -> str:
     """How long ago a time of a JSON document was."""
     return "" if at is None else age(max(0.0, now - datetime.fromisoformat(at).timestamp()))
-
-
-def age(seconds: float) -> str:
-    """A span of time for people, in its largest unit: `5 min`."""
-    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
-        if abs(seconds) >= size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds:.0f} s"
-
-
-def counted(count: int, what: str) -> str:
-    """So many of a thing: `1 backup`, `2 backups`."""
-    return f"{count} {what}{'' if count == 1 else 's'}"
-
-
-def size(count: float) -> str:
-    """Bytes for people: `64.0 KiB`."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.1f} {unit}" if unit != "B" else f"{count:.0f} B"
-        count /= 1024
-    return f"{count:.1f} TiB"
 
 
 def stdout_is_terminal() -> bool:

@@ -9,11 +9,10 @@ from typing import Any
 import click
 
 from peerstore import __version__
-from peerstore.cli.common import App, counted, json_option, pass_app, size
+from peerstore.cli.common import App, json_option, pass_app
 from peerstore.cli.output import facts, wrapped
-
-NEARLY_FULL = 0.95
-"""Of max_bytes, from where on an operator should know."""
+from peerstore.health import Condition, problems
+from peerstore.words import counted, size
 
 
 @click.command()
@@ -39,6 +38,7 @@ async def _gather(app: App) -> dict[str, Any]:
     async with await SqliteReader.open(app.database) as reader:
         meta = await reader.meta()
         alarms = await reader.alarms(acknowledged=False)
+        free = await reader.free_space()
     live: dict[str, Any] = {}
     running = is_locked(app.data_dir / LOCK_NAME)
     with contextlib.suppress(OSError, ControlError):  # not running, or without its socket
@@ -55,6 +55,7 @@ async def _gather(app: App) -> dict[str, Any]:
         "connections": live.get("connections"),
         # What was told of peers since the start, by event: refusals, warnings, dropped backups.
         "events": live.get("events"),
+        "status_page": live.get("status_page"),
         # What the routing node says, and whether that can be trusted; null where none is asked.
         "channel_source": live.get("channel_source"),
         "peers": meta.counts.peers,
@@ -66,35 +67,27 @@ async def _gather(app: App) -> dict[str, Any]:
         "data_dir": str(app.data_dir),
         "disk_free": shutil.disk_usage(app.database.parent).free,
     }
-    problems = _problems(found, floor=int(config.store.min_free_space))
-    return {"well": not problems, "problems": problems, **found}
+    condition = Condition(
+        alarms=len(alarms),
+        disk_free=free,
+        min_free_space=int(config.store.min_free_space),
+        bytes=meta.counts.bytes,
+        max_bytes=int(config.store.max_bytes),
+    )
+    trouble = _problems(found, live, condition)
+    return {"well": not trouble, "problems": trouble, **found}
 
 
-def _problems(found: dict[str, Any], *, floor: int) -> list[str]:
-    """What is not well, each in a few words with what to do."""
-    problems = []
+def _problems(found: dict[str, Any], live: dict[str, Any], condition: Condition) -> list[str]:
+    """What is not well, each in a few words with what to do; a daemon that answers knows best."""
+    told = live.get("problems")
+    if told is not None:
+        return list(told)
     if not found["running"]:
-        problems.append("the daemon does not run: `peerstore run`")
-    elif found["connections"] is None:
-        problems.append("the daemon's control socket does not answer: see its log")
-    source = found["channel_source"]
-    if source is not None and not source["trusted"]:
-        problems.append(f"the routing node can't be trusted, nothing ages: {source['error']}")
-    if found["alarms"]:
-        alarms = len(found["alarms"])
-        stand = "stands" if alarms == 1 else "stand"
-        problems.append(f"{counted(alarms, 'alarm')} {stand}: `peerstore alarms list`")
-    if found["disk_free"] < floor:
-        problems.append(
-            f"only {size(found['disk_free'])} are free on the disk, and updates are refused below"
-            f" {size(floor)}: make room, or set store.min_free_space"
-        )
-    if found["bytes"] >= NEARLY_FULL * found["max_bytes"]:
-        problems.append(
-            f"the store holds {size(found['bytes'])} of at most {size(found['max_bytes'])}:"
-            " raise store.max_bytes"
-        )
-    return problems
+        trouble = "the daemon does not run: `peerstore run`"
+    else:
+        trouble = "the daemon's control socket does not answer: see its log"
+    return [trouble, *(problem.text for problem in problems(condition))]
 
 
 def _words(found: dict[str, Any]) -> str:
@@ -106,14 +99,15 @@ def _words(found: dict[str, Any]) -> str:
         state = f"running, {counted(found['connections'], 'connection')}"
     events = found["events"] or {}
     source = found["channel_source"]
-    problems = "; ".join(found["problems"])
-    end = "" if problems.endswith("?") else "."
-    well = "All is well." if found["well"] else f"Not well: {problems}{end}"
+    trouble = "; ".join(found["problems"])
+    end = "" if trouble.endswith("?") else "."
+    well = "All is well." if found["well"] else f"Not well: {trouble}{end}"
     lines = [
         ("State", state),
         *([("Alias", found["alias"])] if found["alias"] else []),
         ("Node id", found["node_id"]),
         *(("URI", uri) for uri in found["uris"]),
+        *([("Status page", found["status_page"])] if found["status_page"] else []),
         ("Network", found["network"]),
         ("Version", f"{found['version']}, schema {found['schema_version']}"),
         (

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import click
 
-from peerstore.cli.common import App, ask, change, json_option, pass_app, size
+from peerstore.cli.common import App, ask, change, json_option, pass_app
 from peerstore.cli.output import Column, Row, show_list
 from peerstore.errors import KeyFileError, StoreError
+from peerstore.words import size
 
 
 @click.command(short_help="Delete what is kept no longer.")

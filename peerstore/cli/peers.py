@@ -14,7 +14,6 @@ from peerstore.cli.common import (
     ask,
     change,
     confirm,
-    counted,
     filter_option,
     json_option,
     limit_option,
@@ -23,7 +22,6 @@ from peerstore.cli.common import (
     pass_app,
     resolve_node_id,
     seconds_of,
-    size,
     sort_option,
     yes_option,
 )
@@ -40,6 +38,7 @@ from peerstore.cli.output import (
     yes_or_no,
 )
 from peerstore.errors import ControlError, NotRunningError
+from peerstore.words import age, counted, size
 
 FORGET_DIGITS = 8
 SORTS = ("node_id", "first_seen", "last_seen", "backups", "bytes")
@@ -308,7 +307,6 @@ def _words(story: dict[str, Any]) -> str:
     from peerstore.cli.alarms import columns as alarm_columns
     from peerstore.cli.backups import columns as backup_columns
     from peerstore.cli.channels import columns as channel_columns
-    from peerstore.cli.common import age
     from peerstore.cli.output import wrapped
 
     now = time.time()

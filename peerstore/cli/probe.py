@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from peerstore.cli.common import App, json_option, pass_app, size
+from peerstore.cli.common import App, json_option, pass_app
 from peerstore.errors import PeerstoreError, ProbeError
+from peerstore.words import size
 
 if TYPE_CHECKING:
     from peerstore.client import Client

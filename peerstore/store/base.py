@@ -57,6 +57,10 @@ class Version:
     slot_held: bool
 
 
+ALARM_KINDS = ("shrink", "damaged", "behind", "source")
+"""See Alarm."""
+
+
 @dataclass(frozen=True, slots=True)
 class Alarm:
     """Something that the operator has to know; it stays until acknowledged.

@@ -14,6 +14,7 @@ from peerstore.store.base import Quotas, Revision, backup_digest
 from peerstore.store.history import Kept, Thinned, before_burst, thin
 from peerstore.store.lease import Change, Current, SqliteLease, Update
 from peerstore.store.room import Candidates, Displaced, Refused, Room, Totals
+from peerstore.tally import Reason, UpdateResult
 from peerstore.types import BackupKind, ChannelState, Slot
 
 LAST_SEEN_SECONDS = 60
@@ -64,6 +65,8 @@ class Plan:
     stored_anew: list[SqliteLease] = field(default_factory=list)
     """Whose node backup may be shown again."""
     refused: dict[SqliteLease, dict[Slot, str]] = field(default_factory=dict)
+    outcomes: list[tuple[BackupKind, UpdateResult | Reason]] = field(default_factory=list)
+    """What becomes of each blob."""
     current: list[tuple[SqliteLease, Slot, Current]] = field(default_factory=list)
     sizes: dict[SqliteLease, int] = field(default_factory=dict)
 
@@ -120,12 +123,15 @@ class Planner:
     def add(self, lease: SqliteLease, slot: Slot, change: Change) -> None:
         """Decide about one change."""
         taken = False
-        try:
-            if change.update is not None:
-                self._add_blob(lease, slot, change.update)
+        if change.update is not None:
+            outcome: UpdateResult | Reason
+            try:
+                outcome = self._add_blob(lease, slot, change.update)
                 taken = True
-        except Refused as refusal:
-            self._refuse(lease, slot, str(refusal))
+            except Refused as refusal:
+                self._refuse(lease, slot, str(refusal))
+                outcome = refusal.reason
+            self.plan.outcomes.append((slot.kind, outcome))
         # What the channel's messages say is so, whatever became of a blob; but without a backup
         # there is nothing to give it back with, and beside an old one whose own state is lost
         # it would be wrong.
@@ -136,12 +142,14 @@ class Planner:
         elif slot in self._new_slots:
             self._add_channel(lease, slot, change.channel or ChannelState())
 
-    def _add_blob(self, lease: SqliteLease, slot: Slot, update: Update) -> None:
+    def _add_blob(self, lease: SqliteLease, slot: Slot, update: Update) -> UpdateResult:
+        result = UpdateResult.STORED
         current = lease.holdings.current.get(slot)
         if current is not None and current.revision.sha256 == update.sha256 and not current.damaged:
             self._seen_again(lease, slot, current)
+            result = UpdateResult.UNCHANGED
         elif self._space_low:
-            raise Refused(_SPACE_LOW)
+            raise Refused(Reason.DISK_FULL, _SPACE_LOW)
         elif current is None:
             self._first(lease, slot, update)
         elif current.revision.sha256 == update.sha256 or (
@@ -153,6 +161,7 @@ class Planner:
             self._replace(lease, slot, update, current)
         if slot.kind is BackupKind.NODE_BACKUP and lease.holdings.forgone:
             self.plan.stored_anew.append(lease)
+        return result
 
     def _add_channel(self, lease: SqliteLease, slot: Slot, state: ChannelState | None) -> None:
         if slot.kind is not BackupKind.CHANNEL_BACKUP or state is None:
@@ -181,7 +190,8 @@ class Planner:
             channels = self._channels.get(lease, kinds.count(BackupKind.CHANNEL_BACKUP))
             if channels >= self._quotas.max_channels_per_peer:
                 raise Refused(
-                    f"backups of {self._quotas.max_channels_per_peer} channels are kept for a peer"
+                    Reason.TOO_MANY_CHANNELS,
+                    f"backups of {self._quotas.max_channels_per_peer} channels are kept for a peer",
                 )
         new_peer = lease.holdings.first_seen is None and slot.node_id not in self._new_peers
         self._charge(lease, len(update.blob), new_peer=new_peer)
@@ -295,7 +305,8 @@ class Planner:
         A replacement by a peer that is no stranger never fails for the store's sake.
         """
         if added > 0 and not self._fits(lease, added):
-            raise Refused(f"{int(self._quotas.max_bytes_per_peer)} bytes are kept for a peer")
+            text = f"{int(self._quotas.max_bytes_per_peer)} bytes are kept for a peer"
+            raise Refused(Reason.PEER_FULL, text)
         full = self.totals.bytes + added > self._quotas.max_bytes
         if (added > 0 and full) or new_peer:
             may_exceed = replaces and (lease.holdings.established or self._protected(lease))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import itertools
+import os
 import sqlite3
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -45,6 +46,17 @@ from peerstore.store.times import Moment
 from peerstore.types import NODE_ID_SIZE, BackupKind, ChannelState, Network, NodeId, Slot
 
 _REVISION = "b.node_id, b.kind, b.channel_id, b.revision, b.size, b.sha256, b.stored_at"
+
+_KINDS = """
+    WITH other AS (
+        SELECT kind, sum(replaced IS NULL) AS backups, sum(size) AS bytes
+        FROM backup WHERE kind <> 1 GROUP BY kind
+    )
+    SELECT 1, meta.backups - coalesce((SELECT sum(backups) FROM other), 0),
+           meta.bytes - coalesce((SELECT sum(bytes) FROM other), 0) FROM meta
+    UNION ALL
+    SELECT kind, backups, bytes FROM other
+"""
 
 CHANNEL_COLUMNS = (
     "c.commitments, c.revocations, c.last_secret, c.whole, c.shutdown, c.closing, c.digest"
@@ -228,6 +240,19 @@ class SqliteReader:
             NodeId(node_id), Network(network), len(migrations()), last_revision, epoch,
             Moment(seen, aged, height), Counts(*counts),
         )  # fmt: skip
+
+    async def free_space(self) -> int:
+        """Bytes that can still be written: what is free on the disk and inside the database."""
+        ((inside,),) = await self._all(
+            "SELECT freelist_count * page_size FROM pragma_freelist_count, pragma_page_size"
+        )
+        return disk_free(self._path) + int(inside)
+
+    async def kinds(self) -> dict[BackupKind, tuple[int, int]]:
+        """Of each kind how many backups there are, and their bytes with kept versions."""
+        rows = await self._all(_KINDS)
+        found = {BackupKind(kind): (backups, size) for kind, backups, size in rows}
+        return {kind: found.get(kind, (0, 0)) for kind in BackupKind}
 
     async def holdings(self, node_id: NodeId, seen: int) -> Holdings:
         """What a peer has here; `seen` decides which holds have run out."""
@@ -523,6 +548,12 @@ class SqliteReader:
         if not self._connections:
             raise StoreClosedError("the store is closed")
         return self._connections[next(self._turn) % len(self._connections)]
+
+
+def disk_free(path: Path) -> int:
+    """Bytes that are free on the disk of a file."""
+    disk = os.statvfs(path.parent)
+    return disk.f_bavail * disk.f_frsize
 
 
 def is_damage(error: BaseException | None) -> bool:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from peerstore.store.base import Quotas
+from peerstore.tally import Reason
 from peerstore.types import NodeId
 
 NO_PLACE = "no more peers are taken here: try again in some days, or store with another node"
@@ -23,6 +24,10 @@ TOO_MANY = "the store is full, and too many come at once: try again in a minute"
 
 class Refused(Exception):  # noqa: N818 - control flow within the planning
     """An update is not taken; the text is what the peer is told."""
+
+    def __init__(self, reason: Reason, text: str) -> None:
+        super().__init__(text)
+        self.reason = reason
 
 
 @dataclass(slots=True)
@@ -100,9 +105,9 @@ class Room:
         places = self.totals.peers + 1 - self._quotas.max_peers if place else 0
         wanted = self.totals.bytes + added - self._quotas.max_bytes if added > 0 else 0
         if places > len(self._peers):
-            raise Refused(TOO_MANY if self._more else NO_PLACE)
+            raise Refused(Reason.TOO_MANY_PEERS, TOO_MANY if self._more else NO_PLACE)
         if wanted > self._left and not may_exceed:
-            raise Refused(TOO_MANY if self._more else FULL)
+            raise Refused(Reason.STORE_FULL, TOO_MANY if self._more else FULL)
         for _ in range(places):
             wanted -= self._displace()
         while wanted > 0 and self._spare:

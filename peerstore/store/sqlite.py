@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import sqlite3
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
@@ -49,10 +48,11 @@ from peerstore.store.giving_way import LOOK_SECONDS, GivingWay
 from peerstore.store.lease import MAX_REASONS, Change, SqliteLease, Update
 from peerstore.store.mark import Mark, mark_path, read_mark, write_mark
 from peerstore.store.operations import Operation, Transaction
-from peerstore.store.plan import NOBODY, KeptRow, Planner
-from peerstore.store.reader import SqliteReader, is_damage
+from peerstore.store.plan import NOBODY, KeptRow, Plan, Planner
+from peerstore.store.reader import SqliteReader, disk_free, is_damage
 from peerstore.store.room import Candidates, Totals
 from peerstore.store.times import Moment, Times
+from peerstore.tally import Reason, Tally, UpdateResult
 from peerstore.types import BackupKind, Network, NodeId, Slot
 
 CONGESTED_BYTES = 32 << 20
@@ -65,6 +65,9 @@ READERS = 2
 
 FLUSH_SECONDS = 60.0
 """How often what is known of peers and time is written when nothing else is."""
+
+RETRY_SECONDS = 10.0
+"""The same while the database can't be written: so that it shows when it can."""
 
 LATE_VISIT_SECONDS = 3600
 """How old the last written visit of a peer may get; one at another height is written at once."""
@@ -130,6 +133,7 @@ class SqliteStore:
         quotas: Quotas,
         clocks: Clocks,
         times: Times,
+        tally: Tally,
     ) -> None:
         self.path = path
         self.reader = reader
@@ -138,7 +142,11 @@ class SqliteStore:
         """Whether a peer is no stranger by the policy; `last_height` is that of its last visit."""
         self.certain: Callable[[], bool] = lambda: True
         """Whether that is known: as long as it is not, no peer is displaced."""
+        self.write_error = ""
+        """Why the database can't be written, "" when the last time it could."""
+        self._writing_since: float | None = None
         self._writer = writer
+        self._tally = tally
         self._clocks = clocks
         self._times = times
         self._epoch = b""
@@ -181,10 +189,11 @@ class SqliteStore:
         clocks: Clocks,
         quotas: Quotas | None = None,
         aging: bool = True,
+        tally: Tally | None = None,
     ) -> Self:
         """Open or make the database; the caller holds its lock.
 
-        Without `aging` nothing ages until `trust` says so.
+        Without `aging` nothing ages until `trust` says so. What is done is counted in `tally`.
 
         Raises StoreError when it can't be opened or written, SchemaError when it belongs to
         another key, network or a newer program.
@@ -209,7 +218,7 @@ class SqliteStore:
             await writer.close()
             raise
         times = Times(clocks.monotonic, aging=aging)
-        store = cls(path, writer, reader, quotas or Quotas(), clocks, times)
+        store = cls(path, writer, reader, quotas or Quotas(), clocks, times, tally or Tally())
         try:
             await store._start()
         except BaseException:
@@ -220,6 +229,12 @@ class SqliteStore:
     @property
     def congested(self) -> bool:
         return self._waiting_bytes > CONGESTED_BYTES
+
+    @property
+    def writing_for(self) -> float:
+        """Seconds since what is just being written was begun, 0 when nothing is."""
+        began = self._writing_since
+        return 0.0 if began is None else self._clocks.monotonic() - began
 
     @property
     def seen(self) -> int:
@@ -277,6 +292,8 @@ class SqliteStore:
             raise StoreClosedError("the store is closed")
         replaced = lease.waiting.get(slot)
         if replaced is not None:
+            if replaced.update is not None and change.update is not None:
+                self._tally.updates[slot.kind, UpdateResult.REPLACED] += 1
             self._waiting_bytes -= replaced.weight
             change = change.over(replaced)
         lease.waiting[slot] = change
@@ -379,6 +396,8 @@ class SqliteStore:
                     channel_id=each.slot.channel_id.hex(), versions=each.versions,
                     bytes=each.bytes, reason=each.reason,
                 )  # fmt: skip
+                self._tally.pruned_backups += 1
+                self._tally.pruned_bytes += each.bytes
             found += pruned
             (place,) = following
         return found
@@ -485,12 +504,13 @@ class SqliteStore:
         """Runs until the store is closed and nothing waits."""
         while not (self._closing and not self._waiting and not self._operations):
             try:
-                async with asyncio.timeout(FLUSH_SECONDS):
+                async with asyncio.timeout(RETRY_SECONDS if self.write_error else FLUSH_SECONDS):
                     await self._work.wait()
             except TimeoutError:
                 await self._flush()
             self._work.clear()
             while self._waiting or self._operations or self._late_visits:
+                self._writing_since = self._clocks.monotonic()
                 if self._clocks.monotonic() - self._flushed >= FLUSH_SECONDS:
                     await self._flush()
                 elif self._late_visits:
@@ -499,6 +519,7 @@ class SqliteStore:
                     await self._operate(*self._operations.popleft())
                 if self._waiting:
                     await self._write_batch(self._take_batch())
+            self._writing_since = None
         await self._flush()
 
     async def _write_batch(self, batch: _Batch) -> None:
@@ -516,6 +537,8 @@ class SqliteStore:
             if self._pass_over_damage(batch, error):
                 await self._write_batch(batch)
                 return
+            for _, slot, _ in batch.updates():
+                self._tally.refuse(slot.kind, Reason.NOT_WRITTEN)
         for lease, sequence, changes in batch.leases:
             reasons = refused.get(lease, {})
             nothing = failure or (
@@ -582,6 +605,7 @@ class SqliteStore:
             self._end_reservations()
 
     async def _commit_now(self, batch: _Batch) -> dict[SqliteLease, dict[Slot, str]]:
+        began = self._clocks.monotonic()
         tx = self._transaction()
         seen = tx.moment.seen
         self._looked_for_room = False
@@ -605,6 +629,8 @@ class SqliteStore:
                 await self._writer.rollback()  # who gives way was looked for
         else:
             await statements.write(plan, tx, planner.totals)
+            self.write_error = ""
+            self._tally.committed(self._clocks.monotonic() - began, len(plan.outcomes))
             self._totals = planner.totals
             for each in plan.displaced:
                 self._visits.pop(each.node_id, None)  # nobody has come back yet
@@ -629,6 +655,7 @@ class SqliteStore:
         for lease, _, changes in batch.leases:
             refused = plan.refused.get(lease, {})
             lease.sent |= {s for s, change in changes.items() if change.update and s not in refused}
+        self._count(plan)
         self._displaced_log.add(plan.displaced)
         for loss in plan.losses:
             _log.warning(
@@ -638,6 +665,16 @@ class SqliteStore:
             )  # fmt: skip
         return plan.refused
 
+    def _count(self, plan: Plan) -> None:
+        """What became of a batch."""
+        for kind, outcome in plan.outcomes:
+            if isinstance(outcome, Reason):
+                self._tally.refuse(kind, outcome)
+            else:
+                self._tally.updates[kind, outcome] += 1
+        self._tally.evicted_peers += len(plan.displaced)
+        self._tally.evicted_bytes += sum(each.bytes for each in plan.displaced)
+
     async def _operate(self, operation: Operation, done: asyncio.Future[None]) -> None:
         tx = self._transaction()
         seen = tx.moment.seen
@@ -646,6 +683,7 @@ class SqliteStore:
             await statements.write_times(tx, self._totals.last_revision)
             touched = await operation(tx)
             await self._writer.commit()
+            self.write_error = ""
             self._visits_written()
             counts = (await self.reader.meta()).counts
             self._totals = self._counted(counts, self._totals.last_revision)
@@ -792,13 +830,10 @@ class SqliteStore:
     async def _space_low(self) -> bool:
         """Whether less than min_free_space is left, the free pages inside the file counted in."""
         wanted = self.quotas.min_free_space
-        disk = os.statvfs(self.path.parent)
-        free = disk.f_bavail * disk.f_frsize
-        if free >= wanted:
-            return False
-        return free + await statements.free_bytes_inside(self._writer) < wanted
+        return disk_free(self.path) < wanted and await self.reader.free_space() < wanted
 
     async def _failed(self, error: Exception) -> str:
+        self.write_error = str(error)
         _log.error("commit_failed", error=str(error), exc_info=not isinstance(error, sqlite3.Error))
         try:
             await self._writer.rollback()
@@ -842,7 +877,7 @@ class SqliteStore:
 
     async def _flush(self) -> None:
         """Write what is known of peers and time."""
-        self._flushed = self._clocks.monotonic()
+        self._flushed = self._writing_since = self._clocks.monotonic()
         for lease in self._leases.values():
             self.visit(lease)  # who is here is seen
         self._displaced_log.flush()
@@ -860,6 +895,7 @@ class SqliteStore:
             self._visits_not_written()
             await self._failed(error)
         else:
+            self.write_error = ""
             self._visits_written()
 
     async def _write_visits(self, tx: Transaction) -> set[NodeId]:

@@ -214,14 +214,6 @@ async def kept_versions(
     return kept
 
 
-async def free_bytes_inside(writer: aiosqlite.Connection) -> int:
-    """Bytes of the database's file that are free to be written."""
-    ((free,),) = await writer.execute_fetchall(
-        "SELECT freelist_count * page_size FROM pragma_freelist_count, pragma_page_size"
-    )
-    return int(free)
-
-
 @functools.cache
 def _kept_sql(slots: int) -> str:
     """The kept versions of so many slots, in the order of their revisions."""

@@ -42,6 +42,7 @@ class Message(Protocol):
     """What every message class has."""
 
     TYPE: ClassVar[int]
+    NAME: ClassVar[str]
 
     def encode(self) -> bytes:
         """The message with its type, at most MAX_MESSAGE_SIZE bytes."""
@@ -125,6 +126,7 @@ class Init:
     """
 
     TYPE: ClassVar[int] = 16
+    NAME: ClassVar[str] = "init"
 
     features: int
     networks: tuple[bytes, ...] | None = None
@@ -148,7 +150,7 @@ class Init:
 
     @classmethod
     def decode(cls, data: bytes) -> Self:
-        reader = _Reader("init", data)
+        reader = _Reader(cls.NAME, data)
         features = decode_features(reader.var_bytes()) | decode_features(reader.var_bytes())
         tlvs = reader.tlvs(cls._TLVS)
         return cls(features, tlvs.get(1), tlvs.get(2), tlvs.get(3))
@@ -214,6 +216,7 @@ class Ping:
     """`ping` (BOLT 1): asks for a pong of so many bytes; PONG_LIMIT or more asks for none."""
 
     TYPE: ClassVar[int] = 18
+    NAME: ClassVar[str] = "ping"
 
     num_pong_bytes: int
     ignored: bytes = b""
@@ -223,7 +226,7 @@ class Ping:
 
     @classmethod
     def decode(cls, data: bytes) -> Self:
-        reader = _Reader("ping", data)
+        reader = _Reader(cls.NAME, data)
         message = cls(reader.uint(2), reader.var_bytes())
         reader.tlvs()
         return message
@@ -234,6 +237,7 @@ class Pong:
     """`pong` (BOLT 1)."""
 
     TYPE: ClassVar[int] = 19
+    NAME: ClassVar[str] = "pong"
 
     ignored: bytes = b""
 
@@ -242,7 +246,7 @@ class Pong:
 
     @classmethod
     def decode(cls, data: bytes) -> Self:
-        reader = _Reader("pong", data)
+        reader = _Reader(cls.NAME, data)
         message = cls(reader.var_bytes())
         reader.tlvs()
         return message
@@ -311,6 +315,7 @@ class StartBatch:
     """`start_batch` (BOLT 2): so many messages of a type belong together, if a type is named."""
 
     TYPE: ClassVar[int] = 127
+    NAME: ClassVar[str] = "start_batch"
 
     channel_id: bytes
     batch_size: int
@@ -323,7 +328,7 @@ class StartBatch:
 
     @classmethod
     def decode(cls, data: bytes) -> Self:
-        reader = _Reader("start_batch", data)
+        reader = _Reader(cls.NAME, data)
         channel_id, batch_size = reader.take(CHANNEL_ID_SIZE), reader.uint(2)
         return cls(channel_id, batch_size, reader.tlvs({1: _decode_u16}).get(1))
 
@@ -333,6 +338,7 @@ class RevokeAndAck:
     """`revoke_and_ack` (BOLT 2): the secret of the commitment that is revoked, 32 bytes."""
 
     TYPE: ClassVar[int] = 133
+    NAME: ClassVar[str] = "revoke_and_ack"
 
     channel_id: bytes
     per_commitment_secret: bytes
@@ -348,7 +354,7 @@ class RevokeAndAck:
 
     @classmethod
     def decode(cls, data: bytes) -> Self:
-        reader = _Reader("revoke_and_ack", data)
+        reader = _Reader(cls.NAME, data)
         message = cls(reader.take(CHANNEL_ID_SIZE), reader.take(32), reader.take(POINT_SIZE))
         reader.tlvs()
         return message
@@ -362,6 +368,7 @@ class ChannelReestablish:
     """
 
     TYPE: ClassVar[int] = 136
+    NAME: ClassVar[str] = "channel_reestablish"
 
     channel_id: bytes
     next_commitment_number: int
@@ -384,7 +391,7 @@ class ChannelReestablish:
 
     @classmethod
     def decode(cls, data: bytes) -> Self:
-        reader = _Reader("channel_reestablish", data)
+        reader = _Reader(cls.NAME, data)
         fields = (
             reader.take(CHANNEL_ID_SIZE),
             reader.uint(8),
@@ -400,6 +407,7 @@ class QueryChannelRange:
     """`query_channel_range` (BOLT 7), without its TLVs."""
 
     TYPE: ClassVar[int] = 263
+    NAME: ClassVar[str] = "query_channel_range"
 
     chain_hash: bytes
     first_blocknum: int
@@ -415,7 +423,7 @@ class QueryChannelRange:
 
     @classmethod
     def decode(cls, data: bytes) -> Self:
-        reader = _Reader("query_channel_range", data)
+        reader = _Reader(cls.NAME, data)
         message = cls(reader.take(32), reader.uint(4), reader.uint(4))
         reader.tlvs()
         return message
@@ -426,6 +434,7 @@ class ReplyChannelRange:
     """`reply_channel_range` (BOLT 7) as a node that knows no channels sends it."""
 
     TYPE: ClassVar[int] = 264
+    NAME: ClassVar[str] = "reply_channel_range"
 
     chain_hash: bytes
     first_blocknum: int
@@ -446,7 +455,7 @@ class ReplyChannelRange:
 
     @classmethod
     def decode(cls, data: bytes) -> Self:
-        reader = _Reader("reply_channel_range", data)
+        reader = _Reader(cls.NAME, data)
         message = cls(
             reader.take(32), reader.uint(4), reader.uint(4), reader.uint(1), reader.var_bytes()
         )
@@ -459,6 +468,7 @@ class QueryShortChannelIds:
     """`query_short_channel_ids` (BOLT 7), without its TLVs."""
 
     TYPE: ClassVar[int] = 261
+    NAME: ClassVar[str] = "query_short_channel_ids"
 
     chain_hash: bytes
     encoded_short_ids: bytes
@@ -468,7 +478,7 @@ class QueryShortChannelIds:
 
     @classmethod
     def decode(cls, data: bytes) -> Self:
-        reader = _Reader("query_short_channel_ids", data)
+        reader = _Reader(cls.NAME, data)
         message = cls(reader.take(32), reader.var_bytes())
         reader.tlvs()
         return message
@@ -479,6 +489,7 @@ class ReplyShortChannelIdsEnd:
     """`reply_short_channel_ids_end` (BOLT 7); 0: our view of the chain is not complete."""
 
     TYPE: ClassVar[int] = 262
+    NAME: ClassVar[str] = "reply_short_channel_ids_end"
 
     chain_hash: bytes
     full_information: int = 0
@@ -488,7 +499,7 @@ class ReplyShortChannelIdsEnd:
 
     @classmethod
     def decode(cls, data: bytes) -> Self:
-        reader = _Reader("reply_short_channel_ids_end", data)
+        reader = _Reader(cls.NAME, data)
         message = cls(reader.take(32), reader.uint(1))
         reader.tlvs()
         return message
@@ -563,6 +574,24 @@ CHANNEL_MESSAGES: Mapping[int, str] = {
     136: "channel_reestablish",
 }
 """The messages of BOLT 2 that name a channel: type to name."""
+
+_GOSSIP_NAMES: Mapping[int, str] = {
+    256: "channel_announcement",
+    257: "node_announcement",
+    258: "channel_update",
+    259: "announcement_signatures",
+    265: "gossip_timestamp_filter",
+}
+
+MESSAGE_NAMES: Mapping[bytes, str] = {
+    number.to_bytes(2, "big"): name
+    for number, name in (
+        *((number, message.NAME) for number, message in MESSAGES.items()),
+        *CHANNEL_MESSAGES.items(),
+        *_GOSSIP_NAMES.items(),
+    )
+}
+"""The two bytes with which a message begins to its name (BOLT 1, 2 and 7)."""
 
 _CHANNEL_ID_OFFSETS = {32: 34, 64: 34}
 """open_channel and open_channel2 carry the chain hash before their temporary channel id."""

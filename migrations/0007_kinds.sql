@@ -1,0 +1,2 @@
+-- How much is stored of the rarer kinds, without a look at every backup; the rest is the first kind.
+CREATE INDEX backup_other_kinds ON backup (kind, replaced, size) WHERE kind <> 1;

@@ -1,0 +1,77 @@
+"""The HTTP listener for operators and their tools: it hands out pages, and takes nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Mapping
+
+import structlog
+from aiohttp import web
+
+from peerstore.pages import Handler, Page
+
+MAX_CLIENTS = 32
+"""Connections at once; one more takes the place of the oldest."""
+
+PAGE_SECONDS = 10.0
+"""How long a page may take to be made, should the database hang."""
+
+_HEADERS = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
+
+_log = structlog.get_logger()
+
+
+class WebServer:
+    """Serves `pages`, path to handler, on a socket that listens."""
+
+    def __init__(self, pages: Mapping[str, Handler]) -> None:
+        self._pages = pages
+        self._server = web.Server(self._answer, access_log=None, keepalive_timeout=60.0)
+        self._listener: asyncio.Server | None = None
+
+    async def start(self, sock: socket.socket) -> None:
+        """Serve until `close`."""
+        loop = asyncio.get_running_loop()
+        self._listener = await loop.create_server(self._connection, sock=sock)
+
+    async def close(self) -> None:
+        """Stop, and cut who still reads."""
+        if self._listener is not None:
+            self._listener.close()
+        await self._server.shutdown(timeout=0)
+
+    def _connection(self) -> asyncio.Protocol:
+        connections = self._server.connections
+        if len(connections) >= MAX_CLIENTS:
+            connections[0].force_close()
+        return self._server()
+
+    async def _answer(self, request: web.BaseRequest) -> web.Response:
+        page = await self._page(request)
+        return web.Response(
+            body=page.body,
+            status=page.status,
+            headers={**_HEADERS, "Content-Type": page.content_type, **page.headers},
+        )
+
+    async def _page(self, request: web.BaseRequest) -> Page:
+        handler = self._pages.get(request.path)
+        if handler is None:
+            known = ", ".join(self._pages)
+            return _text(f"there is no such page; there are {known}", 404)
+        if request.method not in ("GET", "HEAD"):
+            text = "pages here can be read and nothing else: use GET"
+            return Page(f"{text}\n".encode(), status=405, headers={"Allow": "GET, HEAD"})
+        try:
+            async with asyncio.timeout(PAGE_SECONDS):
+                return await handler(request.headers.get("Accept", ""))
+        except TimeoutError:
+            return _text(f"not done within {PAGE_SECONDS:g} s: look at the disk and the log", 503)
+        except Exception as error:  # whatever it was, the next one may succeed
+            _log.exception("page_failed", path=request.path)
+            return _text(f"{type(error).__name__}: see the daemon's log", 500)
+
+
+def _text(text: str, status: int) -> Page:
+    return Page(f"{text}\n".encode(), status=status)
