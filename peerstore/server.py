@@ -45,7 +45,6 @@ from peerstore.session import (
     Action,
     Close,
     Forgo,
-    Refused,
     Report,
     Retrieve,
     Send,
@@ -818,6 +817,7 @@ class PeerConnection(asyncio.BufferedProtocol):
             refusal=decision.refusal,
             initiator=self._remote is not None,
             timeouts=self._server.limits.session,
+            tally=self._server.tally,
         )
         self._follow_rates(session, lease)
         self._server.log.debug("peer_connected", node_id=node_id.hex(), address=self._address())
@@ -847,8 +847,6 @@ class PeerConnection(asyncio.BufferedProtocol):
                     self._lease.note_refusal(str(action.details["reason"]))
                 if action.logged:
                     self._server.log.info(action.event, node_id=self._hex_id(), **action.details)
-            elif isinstance(action, Refused):
-                self._server.tally.refuse(action.kind, action.reason)
             elif isinstance(action, Forgo):
                 assert self._lease is not None  # noqa: S101 - older than the session
                 self._lease.forgo_node_backup()

@@ -28,7 +28,7 @@ from typing import Any
 from peerstore.confirmation import Confirmations
 from peerstore.errors import CodecError, FeatureError
 from peerstore.streams import CHANNEL_TYPES, ChannelStreams, Naming, Outcome
-from peerstore.tally import Reason
+from peerstore.tally import Reason, Tally
 from peerstore.types import BackupKind, ChannelState
 from peerstore.wire import features
 from peerstore.wire.messages import (
@@ -163,21 +163,13 @@ class Report:
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
-    """An update was not taken; the peer is told when its turn comes."""
-
-    kind: BackupKind
-    reason: Reason
-
-
-@dataclass(frozen=True, slots=True)
 class Close:
     """Send what was said before, then close; the session is over."""
 
     reason: str
 
 
-Action = Send | Retrieve | Store | Forgo | Report | Refused | Close
+Action = Send | Retrieve | Store | Forgo | Report | Close
 
 
 class Session:
@@ -186,8 +178,8 @@ class Session:
     `offered` is our feature vector, `chain_hash` our one chain, `remote_addr` the address
     descriptor to echo to the peer or None, `stored` what the peer has here. With a `refusal` no
     update of it is taken; what it has here it gets back all the same, whatever is offered.
-    `initiator` says that we have dialed: then our `init` never waits. Times are seconds on any
-    clock that never goes back.
+    `initiator` says that we have dialed: then our `init` never waits. What is refused is counted in
+    `tally`. Times are seconds on any clock that never goes back.
     """
 
     __slots__ = (
@@ -209,6 +201,7 @@ class Session:
         "_spoken",
         "_stored",
         "_streams",
+        "_tally",
         "_timeouts",
         "_told_channels",
         "features",
@@ -228,6 +221,7 @@ class Session:
         refusal: str = "",
         initiator: bool = False,
         timeouts: Timeouts = Timeouts(),
+        tally: Tally | None = None,
     ) -> None:
         self.state = State.INIT
         self.features = 0
@@ -241,6 +235,7 @@ class Session:
         self._chain_hash = chain_hash
         self._remote_addr = remote_addr
         self._timeouts = timeouts
+        self._tally = tally or Tally()
         self._opened = now
         self._heard = now
         self._spoken = False
@@ -314,7 +309,7 @@ class Session:
             # An update that can't be read was refused, and the warning has to say so.
             refused = _UPDATES.get(data[:2])
             if refused is not None:
-                self._actions.append(Refused(refused, Reason.MALFORMED))
+                self._tally.refuse(refused, Reason.MALFORMED)
                 self._report(UPDATE_REFUSED, reason=str(error))
             self._fail(str(error) if refused is None else f"storage: {error}")
         return self._take_actions()
@@ -544,7 +539,7 @@ class Session:
         if naming.dropped:
             self._drop((Reason.INCOMPLETE, naming.dropped), now)
         if naming.replaced:
-            self._actions.append(Refused(BackupKind.CHANNEL_BACKUP, Reason.INCOMPLETE))
+            self._tally.refuse(BackupKind.CHANNEL_BACKUP, Reason.INCOMPLETE)
             self._confirmations.withdraw_replaced(naming.replaced)
             self._release(now)
 
@@ -625,14 +620,14 @@ class Session:
     def _refuse(self, kind: BackupKind, refusal: tuple[Reason, str], now: float) -> None:
         """An update is not taken."""
         reason, text = refusal
-        self._actions.append(Refused(kind, reason))
+        self._tally.refuse(kind, reason)
         self._confirmations.refuse(text)
         self._release(now)
 
     def _drop(self, refusal: tuple[Reason, str], now: float) -> None:
         """The update_channel_backup on offer is not stored."""
         reason, text = refusal
-        self._actions.append(Refused(BackupKind.CHANNEL_BACKUP, reason))
+        self._tally.refuse(BackupKind.CHANNEL_BACKUP, reason)
         self._confirmations.withdraw(text)
         self._release(now)
 
@@ -674,7 +669,7 @@ class Session:
     def _end(self) -> None:
         self.state = State.CLOSED
         if self._streams.unfinished:
-            self._actions.append(Refused(BackupKind.CHANNEL_BACKUP, Reason.INCOMPLETE))
+            self._tally.refuse(BackupKind.CHANNEL_BACKUP, Reason.INCOMPLETE)
             reason = "the connection ended before the message that completes it"
             # There is at most one of these, and the log has to say it.
             self._actions.append(Report("channel_backup_dropped", {"reason": reason}))
