@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 from collections.abc import Mapping
 
@@ -27,7 +28,12 @@ class WebServer:
 
     def __init__(self, pages: Mapping[str, Handler]) -> None:
         self._pages = pages
-        self._server = web.Server(self._answer, access_log=None, keepalive_timeout=60.0)
+        # What is no HTTP is answered so; it is no matter for the daemon's log.
+        quiet = logging.getLogger(__name__)
+        quiet.disabled = True
+        self._server = web.Server(
+            self._answer, access_log=None, keepalive_timeout=60.0, logger=quiet
+        )
         self._listener: asyncio.Server | None = None
 
     async def start(self, sock: socket.socket) -> None:
