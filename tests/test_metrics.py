@@ -212,6 +212,23 @@ def test_every_metric_has_its_place_on_the_dashboard(scraped: Samples) -> None:
     assert told - shown == left
 
 
+def test_the_readme_names_every_metric_and_its_labels(scraped: Samples) -> None:
+    heading = "\n## Metrics, health and the status page\n"
+    page = (ROOT / "README.md").read_text().split(heading)[1].split("\n## ")[0]
+    rows = re.findall(r"^\| (`[^|]+`) \|([^|]*)\|[^|]+\|$", page, re.MULTILINE)
+    written = {
+        name: set(re.findall(r"`(\w+)`", labels))
+        for names, labels in rows
+        for name in re.findall(r"`(\w+)`", names)
+    }
+    told: dict[str, set[str]] = {"source_height_blocks": set()}  # only where one is known
+    for name, pairs in scraped:
+        if name.startswith("peerstore_"):
+            short = SUFFIX.sub("", name.removeprefix("peerstore_"))
+            told.setdefault(short, set()).update(label for label, _ in pairs if label != "le")
+    assert written == told
+
+
 def promtool(*arguments: str, given: str = "") -> subprocess.CompletedProcess[str]:
     path = shutil.which("promtool")
     if path is None:
