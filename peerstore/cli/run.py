@@ -37,7 +37,10 @@ def run(app: App) -> None:
             lambda: "\n".join(["Peers connect to:", *(f"  {uri}" for uri in started.uris)]),
         )
 
-    asyncio.run(daemon.run(app.read_config, app.data_dir, os.environ, ready))
+    try:
+        asyncio.run(daemon.run(app.read_config, app.data_dir, os.environ, ready))
+    finally:
+        log.finish()
 
 
 @click.command()
