@@ -326,7 +326,12 @@ class _Keeper:
             except DialError as error:
                 errors.append(str(error))
             except Exception as error:  # a mistake of ours must not end the keeping
-                _log.exception("dial_broken", node_id=self._node_id.hex())
+                _log.exception(
+                    "dial_broken",
+                    node_id=self._node_id.hex(),
+                    address=format_host_port(address.host, address.port),
+                    error=str(error),
+                )
                 errors.append(f"{address}: {type(error).__name__}: {error}")
             else:
                 self._dialed(link, address, renewed=old is not None)
@@ -357,7 +362,7 @@ class _Keeper:
             _log.warning(
                 "dial_failed",
                 node_id=self._node_id.hex(),
-                address=", ".join(format_host_port(a.host, a.port) for a in self._addresses),
+                addresses=[format_host_port(a.host, a.port) for a in self._addresses],
                 error=error,
                 retry_seconds=None if pause is None else round(pause, 1),
             )

@@ -19,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import errno
+import logging
 import socket
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -54,7 +55,7 @@ from peerstore.session import (
     Timeouts,
 )
 from peerstore.session import Store as StoreUpdate
-from peerstore.store.base import Lease, Store
+from peerstore.store.base import Lease, Revision, Store
 from peerstore.tally import Handshake, Replay, Tally
 from peerstore.transport.secp256k1 import KeyPair
 from peerstore.types import (
@@ -798,7 +799,12 @@ class PeerConnection(asyncio.BufferedProtocol):
         try:
             lease = await self._server.store.open_lease(node_id, self)
         except Exception as error:
-            self._store_failed("lease_failed", error)
+            self._server.log.error(
+                "lease_failed",
+                node_id=node_id.hex(),
+                error=str(error),
+                exc_info=not isinstance(error, StoreError),
+            )
             self.close("the store can't be read")
             return
         if self._closing:
@@ -858,6 +864,11 @@ class PeerConnection(asyncio.BufferedProtocol):
         self._uncommitted = True
         slot = Slot(self.node_id, update.kind, update.channel_id)
         self._lease.put(update.sequence, slot, update.blob, update.channel)
+        if update.blob is not None and self._server.log.is_enabled_for(logging.DEBUG):
+            self._server.log.debug(
+                "update_received", node_id=self._hex_id(), kind=slot.kind.label,
+                channel_id=slot.channel_id.hex(), size=len(update.blob),
+            )  # fmt: skip
 
     def _read_wanted(self) -> None:
         """Read the next backup for the peer, unless it has yet to read the ones before."""
@@ -877,23 +888,29 @@ class PeerConnection(asyncio.BufferedProtocol):
             backup = await lease.read(slot)
         except Exception as error:
             # What can't be trusted is never sent; the peer is served on without it.
-            self._store_failed("replay_failed", error)
+            self._server.log.error(
+                "replay_failed", node_id=slot.node_id.hex(), kind=slot.kind.label,
+                channel_id=slot.channel_id.hex(), error=str(error),
+                exc_info=not isinstance(error, StoreError),
+            )  # fmt: skip
             result = Replay.FAILED
         else:
-            blob = None if backup is None else backup.blob
-            result = Replay.MISSING if backup is None else Replay.SENT
+            result = Replay.MISSING
+            if backup is not None:
+                blob, result = backup.blob, Replay.SENT
+                self._log_replayed(backup.revision)
         if not self._closing:
             self._server.tally.replays[slot.kind, result] += 1
             self._carry_out(session.retrieved(blob))
             self._process()
 
-    def _store_failed(self, event: str, error: Exception) -> None:
-        self._server.log.error(
-            event,
-            node_id=self._hex_id(),
-            error=str(error),
-            exc_info=not isinstance(error, StoreError),
-        )
+    def _log_replayed(self, revision: Revision) -> None:
+        if self._server.log.is_enabled_for(logging.DEBUG):
+            slot = revision.slot
+            self._server.log.debug(
+                "replayed", node_id=slot.node_id.hex(), kind=slot.kind.label,
+                channel_id=slot.channel_id.hex(), revision=revision.revision, size=revision.size,
+            )  # fmt: skip
 
     def _flush(self) -> None:
         data = self._connection.data_to_send()

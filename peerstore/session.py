@@ -61,6 +61,9 @@ UPDATE_REFUSED = "update_refused"
 MAX_REPORTS = 20
 """Things of one connection that are logged; a peer must not fill the log."""
 
+MAX_PEER_TEXT = 200
+"""Characters of a peer's words that are logged."""
+
 HANG_UP_SECONDS = 5.0
 """Within how long a peer hangs up that can't bear its node backup in our `init`."""
 
@@ -441,10 +444,13 @@ class Session:
     def _on_second_init(self, _message: Init, _now: float) -> None:
         raise CodecError("init: a second one on one connection")
 
-    def _on_report(self, message: WarningMessage | ErrorMessage, _now: float) -> None:
-        self._report(
-            f"peer_{message.NAME}", channel_id=message.channel_id.hex(), text=message.text[:200]
-        )
+    def _on_warning(self, message: WarningMessage, _now: float) -> None:
+        channel_id, text = message.channel_id.hex(), message.text[:MAX_PEER_TEXT]
+        self._report("peer_warning", channel_id=channel_id, text=text)
+
+    def _on_error(self, message: ErrorMessage, _now: float) -> None:
+        channel_id, text = message.channel_id.hex(), message.text[:MAX_PEER_TEXT]
+        self._report("peer_error", channel_id=channel_id, text=text)
 
     def _on_ping(self, message: Ping, now: float) -> None:
         if message.num_pong_bytes < PONG_LIMIT:
@@ -551,7 +557,7 @@ class Session:
             return
         self._told_channels |= {(channel_id, opens)}
         text = f"{name}: this node only keeps backups and has no channels"
-        self._report("channel_message_refused", message=name, channel_id=channel_id.hex())
+        self._report("channel_message_refused", channel_id=channel_id.hex(), message_name=name)
         if opens and channel_id != ALL_CHANNELS:
             self._send(ErrorMessage(channel_id, text.encode()))
         else:
@@ -655,7 +661,7 @@ class Session:
         logged = self._reports < MAX_REPORTS
         self._actions.append(Report(event, details, logged))
         if self._reports == MAX_REPORTS:
-            self._actions.append(Report("reports_suppressed", {"after": MAX_REPORTS}))
+            self._actions.append(Report("reports_suppressed", {"lines": MAX_REPORTS}))
 
     def _fail(self, text: str) -> None:
         """The peer broke the protocol: tell it, then close."""
@@ -684,8 +690,8 @@ class Session:
 
 _HANDLERS: Mapping[int, Callable[[Session, Any, float], None]] = {
     Init.TYPE: Session._on_second_init,
-    WarningMessage.TYPE: Session._on_report,
-    ErrorMessage.TYPE: Session._on_report,
+    WarningMessage.TYPE: Session._on_warning,
+    ErrorMessage.TYPE: Session._on_error,
     Ping.TYPE: Session._on_ping,
     Pong.TYPE: Session._on_pong,
     PeerStorage.TYPE: Session._on_peer_storage,

@@ -142,7 +142,7 @@ class ChannelWatch:
             except (SourceError, StoreError) as error:
                 self._lost(str(error))
             except Exception as error:  # a mistake of ours must not end the keeping up
-                _log.exception("source_failed")
+                _log.exception("source_failed", error=str(error))
                 self._lost(f"{type(error).__name__}: {error}")
             finally:
                 overdue.cancel()

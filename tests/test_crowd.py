@@ -852,8 +852,8 @@ async def test_each_of_a_few_that_give_way_has_a_line_and_a_crowd_has_one(
         for number, lease in enumerate(leases):
             lease.put(1, backup_of(peer(40 + number)), b"x")
         await store.settle()
-    (line,) = [each for each in logs if each["event"] == "displaced"]
-    assert line["peers"] == 10
+    (line,) = [each for each in logs if "displaced" in each["event"]]
+    assert (line["event"], line["peers"]) == ("more_displaced", 10)
 
 
 async def test_a_second_has_so_many_lines_and_nothing_is_lost(
@@ -864,10 +864,10 @@ async def test_a_second_has_so_many_lines_and_nothing_is_lost(
     with capture_logs() as logs:
         for number in range(11, 31):
             assert await visit(store, peer(number)) is None
-        assert 1 <= len([each for each in logs if each["event"] == "displaced"]) <= 6
+        assert 1 <= len([each for each in logs if "displaced" in each["event"]]) <= 6
         backend.clock.advance(60)
         await visit(store, peer(31))
-    lines = [each for each in logs if each["event"] == "displaced"]
+    lines = [each for each in logs if "displaced" in each["event"]]
     assert sum(line.get("peers", 1) for line in lines) == 21
     assert len(lines) <= 8
 

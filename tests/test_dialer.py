@@ -296,7 +296,7 @@ async def test_several_addresses_of_a_peer_are_tried_in_their_order(
         (when, address) for when in (0, 0.5) for address in (ALICE, ALICE_ONION)
     ]
     (failed,) = [event for event in logged if event["event"] == "dial_failed"]
-    assert failed["address"] == f"{ALICE.host}:{ALICE.port}, a.onion:9735"
+    assert failed["addresses"] == [f"{ALICE.host}:{ALICE.port}", "a.onion:9735"]
     assert str(ALICE) in failed["error"]
     assert str(ALICE_ONION) in failed["error"]
     del world.errors[ALICE_ONION]
@@ -437,7 +437,7 @@ async def test_the_same_failure_is_logged_once_an_hour(
             "event": "dial_failed",
             "log_level": "warning",
             "node_id": ALICE.node_id.hex(),
-            "address": f"{ALICE.host}:{ALICE.port}",
+            "addresses": [f"{ALICE.host}:{ALICE.port}"],
             "error": f"{ALICE}: can't connect: refused",
             "retry_seconds": 0.5,
         }

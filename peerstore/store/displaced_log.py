@@ -51,6 +51,8 @@ class DisplacedLog:
     def flush(self) -> None:
         """Log of those that got no line yet how many they are."""
         if self._peers:
-            _log.info("displaced", peers=self._peers, bytes=self._bytes, versions=self._versions)
+            _log.info(
+                "more_displaced", peers=self._peers, bytes=self._bytes, versions=self._versions
+            )
             self._lines += 1
             self._peers = self._bytes = self._versions = 0

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import sqlite3
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
@@ -480,7 +481,12 @@ class SqliteStore:
                 " before: commits are missing; was an old copy put back, or a file damaged?"
             )
         if text:
-            _log.error("behind_commit_mark", revision=meta.last_revision, mark=mark.revision)
+            _log.error(
+                "behind_commit_mark",
+                revision=meta.last_revision,
+                mark_revision=mark.revision,
+                error=text,
+            )
             # No number is used twice, also not for what is lost.
             self._totals.last_revision = max(self._totals.last_revision, mark.revision)
             # Not waited for: peers are served also where it can't be written now. The mark stays
@@ -547,8 +553,8 @@ class SqliteStore:
             parts = [(changes[slot].sequences, reason) for slot, reason in reasons.items()]
             try:
                 lease.resolve(sequence, nothing, parts)
-            except Exception:  # one listener's mistake must not stop the others
-                _log.exception("listener_failed", node_id=lease.node_id.hex())
+            except Exception as error:  # one listener's mistake must not stop the others
+                _log.exception("listener_failed", node_id=lease.node_id.hex(), error=str(error))
 
     def _pass_over_damage(self, batch: _Batch, error: Exception) -> bool:
         """Leave rows alone that can't be written any more, so that new ones can be opened.
@@ -573,7 +579,10 @@ class SqliteStore:
                     f"revision {number} ({slot.label}) of {slot.node_id.hex()} stands on a"
                     " damaged page: run `peerstore verify`, and restore a snapshot"
                 )
-                _log.error("damaged_page", error=text)
+                _log.error(
+                    "damaged_page", node_id=slot.node_id.hex(), kind=slot.kind.label,
+                    channel_id=slot.channel_id.hex(), revision=number, error=text,
+                )  # fmt: skip
                 self._submit_operation(operations.raise_alarm("damaged", text, slot, number))
         return passed
 
@@ -608,6 +617,7 @@ class SqliteStore:
         began = self._clocks.monotonic()
         tx = self._transaction()
         seen = tx.moment.seen
+        revision_before = self._totals.last_revision
         self._looked_for_room = False
         planner = Planner(
             self.quotas,
@@ -656,12 +666,14 @@ class SqliteStore:
             refused = plan.refused.get(lease, {})
             lease.sent |= {s for s, change in changes.items() if change.update and s not in refused}
         self._count(plan)
+        if plan.rows:
+            _log_stored(plan, revision_before)
         self._displaced_log.add(plan.displaced)
         for loss in plan.losses:
             _log.warning(
                 "backup_shrank", node_id=loss.slot.node_id.hex(), kind=loss.slot.kind.label,
                 channel_id=loss.slot.channel_id.hex(),
-                given=loss.given_size, size=loss.size, revision=loss.good.revision,
+                revision=loss.good.revision, given_size=loss.given_size, size=loss.size,
             )  # fmt: skip
         return plan.refused
 
@@ -763,10 +775,14 @@ class SqliteStore:
         except MissingBackupError:
             raise  # no damage: an operator has deleted it
         except DamagedBackupError as error:
-            _log.error("damaged_backup", error=str(error))
+            slot = revision.slot
+            _log.error(
+                "damaged_backup", node_id=slot.node_id.hex(), kind=slot.kind.label,
+                channel_id=slot.channel_id.hex(), revision=revision.revision, error=str(error),
+            )  # fmt: skip
             self._note(lease, row_id, revision, damaged=True)
             self._submit_operation(
-                operations.raise_alarm("damaged", str(error), revision.slot, revision.revision)
+                operations.raise_alarm("damaged", str(error), slot, revision.revision)
             )
             raise
         self._note(lease, row_id, revision, damaged=False)
@@ -777,7 +793,12 @@ class SqliteStore:
             f"the state of channel {slot.channel_id.hex()} of {slot.node_id.hex()} does not match"
             " its digest: its backup is not given back; `peerstore backups export` has it"
         )
-        _log.error("damaged_channel", error=text)
+        _log.error(
+            "damaged_channel",
+            node_id=slot.node_id.hex(),
+            channel_id=slot.channel_id.hex(),
+            error=text,
+        )
         self._submit_operation(operations.raise_alarm("damaged", text, slot, None))
 
     @staticmethod
@@ -975,3 +996,16 @@ class SqliteStore:
             self._marked = mark
         except OSError as error:
             _log.warning("mark_failed", error=error.strerror)
+
+
+def _log_stored(plan: Plan, revision_before: int) -> None:
+    """Say what a transaction has stored, where that is wanted."""
+    if not _log.is_enabled_for(logging.DEBUG):
+        return
+    for _, slot, current in plan.current:
+        revision = current.revision
+        if revision.revision > revision_before:  # else the bytes were there already
+            _log.debug(
+                "stored", node_id=slot.node_id.hex(), kind=slot.kind.label,
+                channel_id=slot.channel_id.hex(), revision=revision.revision, size=revision.size,
+            )  # fmt: skip
