@@ -90,6 +90,10 @@ class Daemon:
         """What the daemon said on stdout when it was ready."""
         self.descriptors: int | None = None
         """How many files it may have open, None for as many as this process."""
+        self.redirect = ""
+        """Where its stderr goes instead of the log, as a shell writes it: `2>&-`."""
+        self.extra: Mapping[str, str] = {}
+        """What its environment has besides."""
         self._log = data_dir.parent / f"{data_dir.name}.log"
         self._process: subprocess.Popen[str] | None = None
 
@@ -120,10 +124,13 @@ class Daemon:
 
     def start(self) -> None:
         """Start it and wait until it says that peers can connect."""
+        command = [*command_line(self.data_dir, self.settings), "--json", "run"]
+        if self.redirect:
+            command = ["/bin/sh", "-c", f'exec "$@" {self.redirect}', "sh", *command]
         with self._log.open("a") as log:
             self._process = process = subprocess.Popen(
-                [*command_line(self.data_dir, self.settings), "--json", "run"],
-                env=environment(self.data_dir.parent),
+                command,
+                env=environment(self.data_dir.parent, self.extra),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=log,
