@@ -98,7 +98,8 @@ def test_what_is_too_much_for_a_reader_that_hangs_is_counted(pipe: tuple[int, in
     for line in written:
         out.write(line)
     read(reader, size)
-    got, lost = [], 0
+    got: list[str] = []
+    lost = 0
     with open(reader, closefd=False) as text:
         while len(got) + lost < len(written):
             line = text.readline().rstrip("\n")
