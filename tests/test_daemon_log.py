@@ -6,6 +6,7 @@ import asyncio
 import base64
 import json
 import os
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -98,19 +99,26 @@ async def test_a_log_that_can_not_be_written_keeps_nobody_from_being_served(
 
 
 def shapes(secret: bytes) -> Iterator[bytes]:
-    """What a secret, or any 16 bytes of it, looks like where it is written out."""
-    for start in range(0, len(secret) - 15, 16):
-        part = secret[start : start + 16]
+    """What a secret, or any 16 bytes of it, looks like where it is written out.
+
+    Of a long one the beginning and the end will do.
+    """
+    secret = secret if len(secret) < 4096 else secret[:2048] + secret[-2048:]
+    for start in range(0, len(secret) - 7, 8):
+        part = secret[start : start + 8]
         yield part
         yield part.hex().encode()
         yield part.hex().upper().encode()
-        yield repr(part)[2:-1].encode()
-        yield json.dumps(part.decode("latin-1"))[1:-1].encode()
         yield part.hex(" ").encode()
+        yield repr(part)[2:-1].encode()
+        yield repr(part.decode("latin-1"))[1:-1].encode()
+        yield repr(list(part))[1:-1].encode()
+        yield json.dumps(part.decode("latin-1"))[1:-1].encode()
         # However the base64 of what is around it is aligned.
         for shift in range(3):
-            yield base64.b64encode(part[shift : shift + (16 - shift) // 3 * 3])
-            yield base64.urlsafe_b64encode(part[shift : shift + (16 - shift) // 3 * 3])
+            aligned = part[shift : shift + 6]
+            yield base64.b64encode(aligned)
+            yield base64.urlsafe_b64encode(aligned)
 
 
 Secrets = list[bytes]
@@ -203,9 +211,11 @@ async def test_no_backup_key_or_credential_is_in_the_log(
     for event in ("peer_connected", "update_received", "stored", "replayed", "backup_shrank",
                   "update_refused", "peer_warning", "connection_refused"):  # fmt: skip
         assert event in written
+    # However often an escape was escaped again.
+    plain = re.sub(rb"\\+", rb"\\", written.encode())
     for secret in (key, *blobs):
         for shape in shapes(secret):
-            assert shape not in written.encode()
+            assert shape not in plain
     for words in (given_as, node.secret):
         assert words.lower() not in written.lower()
         assert base64.b64encode(words.encode()).decode() not in written
