@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import json
 import os
 import re
@@ -95,6 +96,38 @@ async def test_a_log_that_can_not_be_written_keeps_nobody_from_being_served(
     assert await asyncio.to_thread(idle.stop) == 0
 
 
+# What a reload changes
+
+
+async def test_level_and_form_follow_a_reload_in_every_part(idle: Daemon) -> None:
+    file, socket = idle.data_dir / "config.toml", idle.data_dir / "peerstore.sock"
+
+    async def reload(text: str) -> list[str]:
+        """Follow a configuration; returns the lines of that and of an update behind it."""
+        before = len(idle.log.splitlines())
+        file.write_text(text)
+        await asyncio.to_thread(call, socket, "daemon.reload")
+        async with await Client.connect(idle.address, ALICE) as client:
+            await client.init(Network.REGTEST)
+            await client.store(text.encode())
+            await client.confirm()
+        return idle.log.splitlines()[before:]
+
+    await asyncio.to_thread(idle.start)
+    assert await reload('[log]\nlevel = "error"\n') == []
+    lines = await reload('[log]\nlevel = "debug"\nformat = "json"\n')
+    names = [json.loads(line)["event"] for line in lines]
+    # Of the daemon, the server and the store.
+    assert {"reloaded", "peer_connected", "update_received", "stored", "replayed"} <= {*names}
+    lines = await reload('[log]\nformat = "console"\n')
+    (line,) = [line for line in lines if not line.startswith("{")]  # the end of the last connection
+    assert " info     reloaded changed=['log.level', 'log.format'] needs_restart=[]" in line
+    file.unlink()
+    await asyncio.to_thread(call, socket, "daemon.reload")
+    assert json.loads(idle.log.splitlines()[-1])["event"] == "reloaded"
+    idle.settings = (*idle.settings, "log.format=console")  # for how the log is read at the end
+
+
 # What it must not say
 
 
@@ -132,15 +165,14 @@ async def load(daemon: Daemon, random: Random) -> Secrets:
         blobs.append(random.randbytes(size))
         return blobs[-1]
 
-    async def once(*messages: Message | bytes) -> None:
+    async def once(*messages: Message | bytes, wait: bool = True) -> None:
         async with await Client.connect(daemon.address, ALICE) as client:
             await client.init(Network.REGTEST, offered=BOTH_DIALECTS)
             await client.retrieve()
             await client.send_raw(*(m if isinstance(m, bytes) else m.encode() for m in messages))
-            try:
-                await client.confirm()
-            except (StorageRefusedError, ConnectionClosedError):
-                return
+            with contextlib.suppress(StorageRefusedError, ConnectionClosedError):
+                if wait:
+                    await client.confirm()
 
     def update(number: int, data: bytes, declared: int | None = None) -> bytes:
         size = len(data) if declared is None else declared
@@ -154,7 +186,7 @@ async def load(daemon: Daemon, random: Random) -> Secrets:
     await once(update(7, blob(64)))  # it shrank
     await once(update(20, blob(32001)))  # refused
     await once(update(7, blob(100), declared=200))  # cut short
-    await once(update(120, blob(64)))  # never completed
+    await once(update(120, blob(64)), wait=False)  # never completed
     await once(b"\x80\x00" + blob(64))  # an even message that nobody knows
     await once(update(7, blob(64)) + b"\x02\x40" + blob(64))  # no TLV stream behind it
     await once(WarningMessage(ALL_CHANNELS, b"\x1b[2J\nall is lost"), ErrorMessage(CHANNEL, b"x"))

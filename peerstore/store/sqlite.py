@@ -146,6 +146,8 @@ class SqliteStore:
         self.write_error = ""
         """Why the database can't be written, "" when the last time it could."""
         self._writing_since: float | None = None
+        # Bound once: a lazy logger is made anew at every call.
+        self.log = structlog.get_logger().bind()
         self._writer = writer
         self._tally = tally
         self._clocks = clocks
@@ -667,7 +669,7 @@ class SqliteStore:
             lease.sent |= {s for s, change in changes.items() if change.update and s not in refused}
         self._count(plan)
         if plan.rows:
-            _log_stored(plan, revision_before)
+            self._log_stored(plan, revision_before)
         self._displaced_log.add(plan.displaced)
         for loss in plan.losses:
             _log.warning(
@@ -686,6 +688,19 @@ class SqliteStore:
                 self._tally.updates[kind, outcome] += 1
         self._tally.evicted_peers += len(plan.displaced)
         self._tally.evicted_bytes += sum(each.bytes for each in plan.displaced)
+
+    def _log_stored(self, plan: Plan, revision_before: int) -> None:
+        """Say what a transaction has stored, where that is wanted."""
+        if not self.log.is_enabled_for(logging.DEBUG):
+            return
+        for _, slot, current in plan.current:
+            revision = current.revision
+            if revision.revision > revision_before:  # else the bytes were there already
+                self.log.debug(
+                    "stored", node_id=slot.node_id.hex(), kind=slot.kind.label,
+                    channel_id=slot.channel_id.hex(), revision=revision.revision,
+                    size=revision.size,
+                )  # fmt: skip
 
     async def _operate(self, operation: Operation, done: asyncio.Future[None]) -> None:
         tx = self._transaction()
@@ -996,16 +1011,3 @@ class SqliteStore:
             self._marked = mark
         except OSError as error:
             _log.warning("mark_failed", error=error.strerror)
-
-
-def _log_stored(plan: Plan, revision_before: int) -> None:
-    """Say what a transaction has stored, where that is wanted."""
-    if not _log.is_enabled_for(logging.DEBUG):
-        return
-    for _, slot, current in plan.current:
-        revision = current.revision
-        if revision.revision > revision_before:  # else the bytes were there already
-            _log.debug(
-                "stored", node_id=slot.node_id.hex(), kind=slot.kind.label,
-                channel_id=slot.channel_id.hex(), revision=revision.revision, size=revision.size,
-            )  # fmt: skip
