@@ -389,6 +389,24 @@ def test_a_full_disk_under_stdout_is_one_line(stopped: Daemon, command: list[str
     refused(result, "No space left")
 
 
+@pytest.mark.parametrize(
+    ("command", "code"), [("info --limit", 2), ("reload", 3), (f"backups show {UNKNOWN}", 1)]
+)
+@pytest.mark.parametrize("redirect", ["2>/dev/full", "2>&-"])
+def test_the_exit_code_is_right_where_nothing_can_be_said(
+    stopped: Daemon, command: str, code: int, redirect: str
+) -> None:
+    line = [*command_line(stopped.data_dir, LOOPBACK), *command.split()]
+    done = subprocess.run(
+        ["/bin/sh", "-c", f'exec "$@" {redirect}', "sh", *line],
+        env=environment(stopped.data_dir.parent),
+        stdout=subprocess.DEVNULL,
+        timeout=HANG,
+        check=False,
+    )
+    assert done.returncode == code
+
+
 # config
 
 

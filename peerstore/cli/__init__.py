@@ -6,6 +6,7 @@ import io
 import os
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
 
@@ -132,7 +133,7 @@ def main() -> None:
         width = narrow if sys.stdout.isatty() and narrow < NARROW else None
         cli.main(prog_name="peerstore", standalone_mode=False, terminal_width=width)
     except click.ClickException as error:
-        error.show()
+        _say(error.show)
         sys.exit(error.exit_code)
     except click.exceptions.Exit as exit_:
         sys.exit(exit_.exit_code)
@@ -154,5 +155,14 @@ def main() -> None:
 
 
 def _fail(text: str, code: int = 1) -> None:
-    click.echo(f"Error: {text}", err=True)
+    _say(lambda: click.echo(f"Error: {text}", err=True))
     sys.exit(code)
+
+
+def _say(show: Callable[[], None]) -> None:
+    """Write to stderr; where that can't be done the exit code has to say it all."""
+    try:
+        show()
+    except OSError:
+        # What is left of it must not be flushed again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
