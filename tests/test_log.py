@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import pty
 import sys
 import threading
 import warnings
@@ -52,8 +53,10 @@ def configured(
     path = tmp_path / "log"
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT)
 
-    def configure(form: log.Format, level: str = "debug") -> Callable[[], list[str]]:
-        log.configure(level, form, descriptor)
+    def configure(
+        form: log.Format, level: str = "debug", to: int | None = None
+    ) -> Callable[[], list[str]]:
+        log.configure(level, form, descriptor if to is None else to)
         return lambda: path.read_text().removesuffix("\n").split("\n")
 
     try:
@@ -286,6 +289,24 @@ def test_under_systemd_a_line_begins_with_its_priority(
     lines = configured(form)
     logger.info("serving")
     assert not lines()[-1].startswith("<")
+
+
+def test_a_terminal_gets_the_form_for_people_and_a_file_gets_json(
+    configured: Callable[..., Callable[[], list[str]]],
+) -> None:
+    reader, terminal = pty.openpty()
+    configured("auto", to=terminal)
+    structlog.get_logger().warning("peer_warning", text="\x1b[2J")
+    shown = os.read(reader, 1000).decode()
+    # Its only escape sequences are those that colour the level.
+    _time, colored, after = shown.split("\x1b")
+    assert colored == "[33mwarning "
+    assert after == "[0m peer_warning text='\\x1b[2J'\r\n"
+    lines = configured("auto")
+    structlog.get_logger().warning("peer_warning", text="\x1b[2J")
+    assert json.loads(lines()[0])["text"] == "\x1b[2J"
+    os.close(reader)
+    os.close(terminal)
 
 
 def test_a_logger_that_was_there_before_follows(
