@@ -75,7 +75,7 @@ class WebServer:
         except TimeoutError:
             return _text(f"not done within {PAGE_SECONDS:g} s: look at the disk and the log", 503)
         except Exception as error:  # whatever it was, the next one may succeed
-            _log.exception("page_failed", path=request.path)
+            _log.exception("page_failed", path=request.path, error=str(error))
             return _text(f"{type(error).__name__}: see the daemon's log", 500)
 
 
