@@ -20,6 +20,7 @@ from typing import Any, ParamSpec, TypeVar
 import structlog
 
 from peerstore import __version__, log
+from peerstore.activity import ActivityLog
 from peerstore.admission import DoorLimits, fitting
 from peerstore.channels.base import ChannelSource
 from peerstore.config import NEEDS_RESTART, Config, Loaded
@@ -134,7 +135,15 @@ class Daemon:
         """Keeps the operator's peers connected."""
         self.watch: ChannelWatch | None = None
         """What keeps up with the routing node, if one is configured."""
-        self.monitor = Monitor(server, store, config=lambda: self.config, watch=lambda: self.watch)
+        self.activity = ActivityLog(store, lambda: server.tally.updates_taken)
+        """Notes what is stored over time."""
+        self.monitor = Monitor(
+            server,
+            store,
+            config=lambda: self.config,
+            watch=lambda: self.watch,
+            uris=lambda: self.uris,
+        )
         self.status_page: str | None = None
         """Where operators find the status page, if anywhere."""
         self._loaded = self._started = loaded
@@ -339,7 +348,10 @@ async def running(
             _log.warning("no_control_socket", error=str(error))
         stack.push_async_callback(daemon.dialer.close)
         daemon.follow_dial()
-        for regular in (_snapshots(daemon, data_dir), _prune(daemon), daemon.monitor.watch_loop()):
+        for regular in (
+            *(_snapshots(daemon, data_dir), _prune(daemon)),
+            *(daemon.activity.run(), daemon.monitor.watch_loop()),
+        ):
             task = asyncio.create_task(regular)
             stack.callback(task.cancel)
         _log.info("serving", version=__version__, network=config.network.value, uris=daemon.uris)

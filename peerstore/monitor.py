@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 
 from peerstore import __version__
 from peerstore.config import Config
@@ -14,6 +15,8 @@ from peerstore.health import Condition, Problem, problems
 from peerstore.metrics import Figures, Metrics, Source, Stored
 from peerstore.pages import Handler, Page
 from peerstore.server import PeerServer
+from peerstore.status import status_of
+from peerstore.status_page import CONTENT_TYPE, HEADERS, render
 from peerstore.store.base import ALARM_KINDS
 from peerstore.store.sqlite import SqliteStore
 from peerstore.watch import ChannelWatch
@@ -32,16 +35,24 @@ class Monitor:
         *,
         config: Callable[[], Config],
         watch: Callable[[], ChannelWatch | None],
+        uris: Callable[[], Sequence[str]],
     ) -> None:
         self._server = server
         self._store = store
         self._config = config
         self._watch = watch
+        self._uris = uris
+        self._started_at = time.monotonic()
         self._metrics = Metrics(server.tally)
 
     def pages(self) -> Mapping[str, Handler]:
         """What the HTTP listener serves."""
-        return {"/metrics": self._show_metrics, "/livez": self._live, "/readyz": self._ready}
+        return {
+            "/": self._show_status,
+            "/metrics": self._show_metrics,
+            "/livez": self._live,
+            "/readyz": self._ready,
+        }
 
     async def watch_loop(self) -> None:
         """Measure how late the event loop is, until cancelled."""
@@ -83,6 +94,21 @@ class Monitor:
         if reasons:
             return Page("".join(f"{text}\n" for text in reasons).encode(), status=503)
         return Page(b"ok\n")
+
+    async def _show_status(self, _accept: str) -> Page:
+        status = await status_of(
+            config=self._config(),
+            server=self._server,
+            store=self._store,
+            watch=self._watch(),
+            uris=self._uris(),
+            running=time.monotonic() - self._started_at,
+            now=time.time(),
+            problems=await self.problems(),
+        )
+        # Codes and pictures take some milliseconds that peers need not wait.
+        document = await asyncio.to_thread(render, status)
+        return Page(document.encode(), CONTENT_TYPE, headers=HEADERS)
 
     async def _show_metrics(self, accept: str) -> Page:
         figures = await self._figures()

@@ -41,6 +41,7 @@ from peerstore.errors import (
 from peerstore.listening import listen_failure, listening_socket
 from peerstore.policy import EVERYONE, Decision, Policy, Visit
 from peerstore.proxy import STRAIGHT, Route
+from peerstore.refusals import NewestRefusals
 from peerstore.session import (
     UPDATE_REFUSED,
     Action,
@@ -156,6 +157,8 @@ class PeerServer:
         """Those who give way when there are too many, the idlest first."""
         self.door = Door(limits.door)
         self.places: Places[PeerConnection] = Places()
+        self.refusals = NewestRefusals()
+        """Whom something was refused, by the loop's clock."""
         self.frozen = False
         self.route: Route = STRAIGHT
         """How peers that are dialed are reached."""
@@ -169,7 +172,7 @@ class PeerServer:
         self.log = structlog.get_logger().bind()
         self._listeners: dict[socket.socket, asyncio.TimerHandle | None] = {}
         self._welcomes: set[asyncio.Task[None]] = set()
-        self._refusals = RefusalLog()
+        self._log_lines = RefusalLog()
         self._next_accept_line = float("-inf")
         self._empty: asyncio.Event | None = None
 
@@ -241,7 +244,9 @@ class PeerServer:
         """A connection was refused, or is closed because of what it did before it said who it is:
         counted, and told to the operator, in a form that fail2ban can use."""
         self.tally.connections_refused[reason] += 1
-        left_out = self._refusals.note(host, reason, self.loop.time())
+        now = self.loop.time()
+        self.refusals.note(host, reason, now)
+        left_out = self._log_lines.note(host, reason, now)
         if left_out is not None:
             self.log.warning("connection_refused", address=host, reason=reason, left_out=left_out)
 
@@ -850,7 +855,9 @@ class PeerConnection(asyncio.BufferedProtocol):
             elif isinstance(action, Report):
                 self._server.tally.events[action.event] += 1
                 if action.event == UPDATE_REFUSED and self._lease is not None:
-                    self._lease.note_refusal(str(action.details["reason"]))
+                    reason = str(action.details["reason"])
+                    self._lease.note_refusal(reason)
+                    self._server.refusals.note(self._hex_id(), reason, self._server.loop.time())
                 if action.logged:
                     self._server.log.info(action.event, node_id=self._hex_id(), **action.details)
             elif isinstance(action, Forgo):

@@ -1,4 +1,4 @@
-"""Numbers as people read them."""
+"""Numbers for people: spans of time, counts and bytes."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ def age(seconds: float) -> str:
 
 
 def counted(count: int, what: str) -> str:
-    """So many of a thing: `1 backup`, `2 backups`."""
-    return f"{count} {what}{'' if count == 1 else 's'}"
+    """So many of a thing: `1 backup`, `1,000 backups`."""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def size(count: float) -> str:

@@ -16,6 +16,7 @@ import pytest
 from peerstore import daemon as daemon_module
 from peerstore.config import Config
 from peerstore.control import call
+from peerstore.tally import Tally
 from tests.daemon import Daemon
 from tests.test_cli_peers import (
     ALICE,
@@ -110,7 +111,7 @@ def documented() -> Iterator[tuple[str, str, str]]:
 
 def methods() -> dict[str, Callable[..., Any]]:
     """The daemon's methods; nothing is called, so there is nothing behind them."""
-    nothing = cast("Any", SimpleNamespace(config=Config(), reader=None))
+    nothing = cast("Any", SimpleNamespace(config=Config(), reader=None, tally=Tally()))
     return daemon_module.Daemon(nothing, nothing, nothing, nothing, nothing).methods()
 
 

@@ -208,6 +208,23 @@ class Counts:
     versions: int
 
 
+SAMPLE_SECONDS = 600
+"""How often activity is noted."""
+
+KEPT_SAMPLES = 31 * 86400 // SAMPLE_SECONDS
+"""How many samples of activity stay: those of 31 days in which the daemon ran."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """How many bytes were stored `at` a time, in Unix seconds, and how many updates had come since
+    the sample before."""
+
+    at: int
+    bytes: int
+    updates: int
+
+
 def backup_digest(slot: Slot, revision: int, sha256: bytes) -> bytes:
     """The digest that ties a blob, through its SHA-256, to its owner and revision: 32 bytes.
 

@@ -14,7 +14,7 @@ import aiosqlite
 
 from peerstore.channels.base import KnownChannel
 from peerstore.errors import StoreError
-from peerstore.store.base import Due, Retention
+from peerstore.store.base import KEPT_SAMPLES, SAMPLE_SECONDS, Due, Retention
 from peerstore.store.due import NOT_KEPT, Place, next_due
 from peerstore.store.plan import PIN_AUTOMATIC, PIN_OPERATOR
 from peerstore.store.times import Moment
@@ -356,6 +356,28 @@ def raise_alarm(kind: str, text: str, slot: Slot | None, revision: int | None) -
 
     async def operation(tx: Transaction) -> set[NodeId]:
         await add_alarm(tx, kind, text, slot, revision)
+        return set()
+
+    return operation
+
+
+def note_activity(updates: int) -> Operation:
+    """Note how much is stored and how many updates came since this was done last.
+
+    What is noted, and what goes because it is old, is told by the time that daemons have seen
+    pass: a clock that jumps takes no place of another sample and makes none grow old.
+    """
+
+    async def operation(tx: Transaction) -> set[NodeId]:
+        period = tx.moment.seen // SAMPLE_SECONDS
+        await tx.all(
+            "INSERT INTO activity (period, at, bytes, updates) SELECT ?, ?, bytes, ? FROM meta"
+            # A daemon that was started anew within the period; WHERE is for SQLite's parser.
+            " WHERE TRUE ON CONFLICT (period) DO UPDATE SET"
+            " at = excluded.at, bytes = excluded.bytes, updates = updates + excluded.updates",
+            period, tx.now, updates,
+        )  # fmt: skip
+        await tx.all("DELETE FROM activity WHERE period <= ?", period - KEPT_SAMPLES)
         return set()
 
     return operation

@@ -34,6 +34,7 @@ from peerstore.store.base import (
     Refusal,
     Retention,
     Revision,
+    Sample,
     Version,
     backup_digest,
     channel_digest,
@@ -97,6 +98,11 @@ VERSION_ORDERS = {
 
 _OF_ONE_PEER = "b.node_id = :node_id"
 _FROM_KEY = "(b.node_id, b.kind, b.channel_id, b.id) > (:node_id, :kind, :channel_id, :id)"
+
+_ALARM = (
+    "id, kind, text, raised_at, last_at, count, acknowledged_at, node_id, backup_kind, channel_id,"
+    " revision"
+)
 
 _PEERS = """
     SELECT p.node_id, p.first_seen_at, p.last_seen_at, m.seen - p.last_seen,
@@ -461,25 +467,25 @@ class SqliteReader:
     async def alarms(self, *, acknowledged: bool) -> list[Alarm]:
         """The alarms that stand, and those that were acknowledged too if asked for."""
         rows = await self._all(
-            "SELECT id, kind, text, raised_at, last_at, count, acknowledged_at, node_id,"
-            " backup_kind, channel_id, revision FROM alarm"
-            " WHERE ? OR acknowledged_at IS NULL ORDER BY id",
+            f"SELECT {_ALARM} FROM alarm WHERE ? OR acknowledged_at IS NULL ORDER BY id",
             (acknowledged,),
         )
-        return [
-            Alarm(
-                number=row[0],
-                kind=row[1],
-                text=row[2],
-                raised_at=row[3],
-                last_at=row[4],
-                count=row[5],
-                acknowledged_at=row[6],
-                slot=None if row[7] is None else Slot(NodeId(row[7]), BackupKind(row[8]), row[9]),
-                revision=row[10],
-            )
-            for row in rows
-        ]
+        return [_alarm(row) for row in rows]
+
+    async def newest_alarms(self, limit: int) -> tuple[int, list[Alarm]]:
+        """How many alarms stand, and the newest of them, which come first."""
+        standing = "FROM alarm WHERE acknowledged_at IS NULL"
+        ((count,),) = await self._all(f"SELECT count(*) {standing}")
+        rows = await self._all(f"SELECT {_ALARM} {standing} ORDER BY id DESC LIMIT ?", (limit,))
+        return count, [_alarm(row) for row in rows]
+
+    async def activity(self, since: int, until: int) -> list[Sample]:
+        """What was noted between two times in Unix seconds, in the order of the clock."""
+        rows = await self._all(
+            "SELECT at, bytes, updates FROM activity WHERE at BETWEEN ? AND ? ORDER BY at, period",
+            (since, until),
+        )
+        return [Sample(*row) for row in rows]
 
     async def node_ids(self, prefix: str, limit: int) -> list[NodeId]:
         """The peers with a backup whose id begins with these hexadecimal digits."""
@@ -604,6 +610,16 @@ def _version(row: Any) -> Version:
         held=bool(slot_held) and held_id == row_id,
         slot_held=bool(slot_held),
     )
+
+
+def _alarm(row: Any) -> Alarm:
+    number, kind, text, raised_at, last_at, count, acknowledged_at, node_id, *rest = row
+    backup_kind, channel_id, revision = rest
+    return Alarm(
+        number, kind, text, raised_at, last_at, count, acknowledged_at,
+        None if node_id is None else Slot(NodeId(node_id), BackupKind(backup_kind), channel_id),
+        revision,
+    )  # fmt: skip
 
 
 def _channel_row(row: Any) -> ChannelRow:
