@@ -10,6 +10,7 @@ import functools
 import math
 import resource
 import signal
+import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -23,6 +24,7 @@ from peerstore import __version__, log
 from peerstore.activity import ActivityLog
 from peerstore.admission import DoorLimits, fitting
 from peerstore.channels.base import ChannelSource
+from peerstore.clock import clock_problem
 from peerstore.config import NEEDS_RESTART, Config, Loaded
 from peerstore.configured import (
     channel_source,
@@ -61,6 +63,7 @@ from peerstore.server import Limits, PeerServer, Rates
 from peerstore.session import Timeouts
 from peerstore.store.snapshot import snapshot_when_due
 from peerstore.store.sqlite import Clocks, SqliteStore
+from peerstore.systemd import METRICS, ServiceManager, listen_sockets
 from peerstore.tally import Tally
 from peerstore.transport.secp256k1 import KeyPair
 from peerstore.types import NodeAddress, format_host_port, parse_node_id
@@ -143,9 +146,14 @@ class Daemon:
             config=lambda: self.config,
             watch=lambda: self.watch,
             uris=lambda: self.uris,
+            clock_problem=lambda: clock_problem(time.time(), self.used_at),
         )
         self.status_page: str | None = None
         """Where operators find the status page, if anywhere."""
+        self.manager = ServiceManager({})
+        """Who is told of reloads."""
+        self.used_at = 0.0
+        """When the database was used before this start, in Unix seconds."""
         self._loaded = self._started = loaded
         self._read_config = read_config
 
@@ -153,6 +161,14 @@ class Daemon:
     def uris(self) -> list[str]:
         """See `uris`."""
         return uris(self.config, self.key.node_id, self.server.addresses)
+
+    async def status(self) -> str:
+        """How it goes, in a line."""
+        counts = await self.store.counts()
+        return (
+            f"peers connected: {len(self.server.peers)}; stored: {counts.backups} backups of"
+            f" {counts.peers} peers, {counts.bytes / (1 << 20):.1f} MiB with kept versions"
+        )
 
     def methods(self) -> dict[str, Callable[..., Awaitable[Any]]]:
         """The methods of the control socket."""
@@ -265,6 +281,13 @@ class Daemon:
 
         Raises ConfigError for a wrong one, and then nothing changes.
         """
+        self.manager.reloading()
+        try:
+            return await self._reload()
+        finally:
+            self.manager.say(READY="1")
+
+    async def _reload(self) -> dict[str, Any]:
         loaded = self._read_config()
         before = {setting.key: setting.value for setting in self._loaded.settings()}
         started = {setting.key: setting.value for setting in self._started.settings()}
@@ -297,12 +320,16 @@ class Daemon:
 
 @contextlib.asynccontextmanager
 async def running(
-    read_config: Callable[[], Loaded], data_dir: Path, environ: Mapping[str, str]
+    read_config: Callable[[], Loaded],
+    data_dir: Path,
+    environ: Mapping[str, str],
+    manager: ServiceManager,
 ) -> AsyncIterator[Daemon]:
     """Serve until the block is left; then drain, confirm, close.
 
     `read_config` is called now and at every reload. Raises OperatorError when it can't start.
     """
+    passed = listen_sockets(environ)
     loaded = read_config()
     config = loaded.config
     for warning in loaded.warnings:
@@ -313,8 +340,10 @@ async def running(
     tally = Tally()
     async with contextlib.AsyncExitStack() as stack:
         stack.enter_context(locked(*lock_paths(data_dir, config)))
+        database = config.store.url.path(data_dir)
+        used_at = _used_at(database)  # before it is used now
         store = await SqliteStore.open(
-            config.store.url.path(data_dir),
+            database,
             node_id=key.node_id,
             network=config.network,
             clocks=Clocks(time.time, time.monotonic),
@@ -332,13 +361,15 @@ async def running(
             tally=tally,
         )
         daemon = Daemon(loaded, read_config, key, store, server)
+        daemon.manager = manager
+        daemon.used_at = await _check_clock(store, used_at)
         daemon.serve_by(server.policy)
         stack.push_async_callback(_stop, server, store)
         source = channel_source(config, data_dir)
         if source is not None:
             await _watch(daemon, source, stack)
-        await server.listen((address.host, address.port) for address in config.listen.addresses)
-        await _serve_pages(daemon, stack)
+        await _listen(server, config, passed)
+        await _serve_pages(daemon, passed, stack)
         control = ControlServer(data_dir / SOCKET_NAME, daemon.methods())
         stack.callback(control.close)
         try:
@@ -358,6 +389,36 @@ async def running(
         yield daemon
         _log.info("stopping")
     _log.info("stopped")
+
+
+async def _listen(
+    server: PeerServer, config: Config, passed: list[tuple[str, socket.socket]]
+) -> None:
+    """Accept peers from the sockets that were passed on for them, else where it is configured."""
+    for_peers = [sock for name, sock in passed if name != METRICS]
+    for sock in for_peers:
+        server.take_listener(sock)
+    if not for_peers:
+        await server.listen((address.host, address.port) for address in config.listen.addresses)
+
+
+def _used_at(database: Path) -> float:
+    """When a database was written last, by the clock of that time; 0 where there is none."""
+    files = [database, database.with_name(f"{database.name}-wal")]
+    return max((file.stat().st_mtime for file in files if file.exists()), default=0.0)
+
+
+async def _check_clock(store: SqliteStore, used_at: float) -> float:
+    """Log what is wrong with the wall clock; it is no reason not to serve.
+
+    Returns when the database was used before.
+    """
+    with contextlib.suppress(StoreError):  # where that can't be read, other lines say so
+        used_at = max(used_at, await store.reader.newest_at())
+    problem = clock_problem(time.time(), used_at)
+    if problem is not None:
+        _log.warning("clock_off", text=problem)
+    return used_at
 
 
 async def run(
@@ -381,16 +442,31 @@ async def run(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     reloads: set[asyncio.Task[None]] = set()
-    async with running(read_config, data_dir, environ) as daemon:
+    manager = ServiceManager(environ)
+    serving: Daemon | None = None
+
+    async def report() -> None:
+        if serving is None:
+            manager.starting("starting")
+        else:
+            manager.running("stopping" if stop.is_set() else await serving.status())
+
+    async with (
+        manager.reporting(report),
+        running(read_config, data_dir, environ, manager) as daemon,
+    ):
 
         def hang_up() -> None:
             task = loop.create_task(daemon.reload_on_signal())
             reloads.add(task)
             task.add_done_callback(reloads.discard)
 
+        serving = daemon
         loop.add_signal_handler(signal.SIGHUP, hang_up)
         ready(daemon)
+        manager.say(READY="1", STATUS=await daemon.status())
         await stop.wait()
+        manager.say(STOPPING="1", STATUS="stopping")
 
 
 class DaemonThreads(ThreadPoolExecutor):
@@ -495,22 +571,30 @@ async def _watch(daemon: Daemon, source: ChannelSource, stack: contextlib.AsyncE
     await watch.first_look(FIRST_ANSWER_SECONDS)
 
 
-async def _serve_pages(daemon: Daemon, stack: contextlib.AsyncExitStack) -> None:
-    """Listen for operators and their tools, if that is wished; raises ListenError."""
+async def _serve_pages(
+    daemon: Daemon,
+    passed: list[tuple[str, socket.socket]],
+    stack: contextlib.AsyncExitStack,
+) -> None:
+    """Listen for operators and their tools, on the sockets that were passed on for them, else where
+    it is configured, if anywhere; raises ListenError."""
     address = daemon.config.metrics.listen.address
-    if address is None:
+    sockets = [sock for name, sock in passed if name == METRICS]
+    if not sockets and address is not None:
+        try:
+            sockets = [listening_socket(*address)]
+        except OSError as error:
+            failure = listen_failure(format_host_port(*address), error, "metrics.listen")
+            raise ListenError(failure) from error
+    if not sockets:
         return
     from peerstore.web import WebServer  # aiohttp takes its time
 
-    try:
-        sock = listening_socket(*address)
-    except OSError as error:
-        failure = listen_failure(format_host_port(*address), error, "metrics.listen")
-        raise ListenError(failure) from error
     web = WebServer(daemon.monitor.pages())
     stack.push_async_callback(web.close)
-    await web.start(sock)
-    daemon.status_page = f"http://{format_host_port(*sock.getsockname()[:2])}/"
+    for sock in sockets:
+        await web.start(sock)
+    daemon.status_page = f"http://{format_host_port(*sockets[0].getsockname()[:2])}/"
 
 
 async def _ended(task: asyncio.Task[None]) -> None:

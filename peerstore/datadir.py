@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from peerstore.errors import DataDirectoryError, KeyFileError
+from peerstore.ownership import give_to_owner
 
 if TYPE_CHECKING:
     from peerstore.transport.secp256k1 import KeyPair  # slow: only for who needs a key
@@ -35,9 +36,13 @@ def make_data_directory(path: Path) -> None:
             " choose another one with --data-dir"
         ) from error
     if not os.access(path, os.W_OK | os.X_OK):
+        if os.statvfs(path).f_flag & os.ST_RDONLY:
+            mend = "its file system is read-only, so mount it for writing"
+        else:
+            mend = "change its owner or permissions"
         raise DataDirectoryError(
-            f"the data directory {path} can't be written: change its owner or permissions,"
-            " or choose another one with --data-dir"
+            f"the data directory {path} can't be written: {mend}, or choose another one with"
+            " --data-dir"
         )
 
 
@@ -47,12 +52,16 @@ def locked(*paths: Path) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for path in dict.fromkeys(paths):
             try:
-                descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                # No link: root would write where somebody else has it point to.
+                descriptor = os.open(
+                    path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
+                )
             except OSError as error:
                 raise DataDirectoryError(
                     f"the lock file {path} can't be opened: {error.strerror}"
                 ) from error
             stack.callback(os.close, descriptor)
+            give_to_owner(descriptor, path.parent)
             try:
                 fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _WHOLE_FILE)
             except OSError:
@@ -83,11 +92,21 @@ def is_locked(path: Path) -> bool:
 
 
 def key_path(data_dir: Path, node_key_file: str, environ: Mapping[str, str]) -> Path:
-    """Where the node's key is: systemd's credential when there is one, else the configured file."""
+    """Where the node's key is: systemd's credential when there is one, else the configured file.
+
+    Raises KeyFileError when there are credentials that can't be looked at: one of them may be it.
+    """
     credentials = environ.get("CREDENTIALS_DIRECTORY")
-    if credentials and (credential := Path(credentials) / KEY_NAME).exists():
-        return credential
-    return data_dir / node_key_file
+    if not credentials:
+        return data_dir / node_key_file
+    try:
+        names = [path.name for path in Path(credentials).iterdir()]
+    except OSError as error:
+        raise KeyFileError(
+            f"$CREDENTIALS_DIRECTORY is {credentials}, which can't be read: {error.strerror};"
+            " mend it, or unset the variable to use the key file of the configuration"
+        ) from error
+    return Path(credentials) / KEY_NAME if KEY_NAME in names else data_dir / node_key_file
 
 
 def load_key(path: Path, *, private: bool = True) -> KeyPair:
@@ -137,6 +156,7 @@ def load_or_make_key(path: Path, *, private: bool = True) -> tuple[KeyPair, bool
     try:
         try:
             os.write(descriptor, f"{key.private.secret.hex()}\n".encode())
+            give_to_owner(descriptor, path.parent)
             os.fsync(descriptor)
         finally:
             os.close(descriptor)

@@ -22,7 +22,8 @@ class Condition:
 
     `disk_free` counts in what is free inside the database; `writing_for` is how long the
     transaction takes that is just being written, `write_error` why the last one failed.
-    `source_error` is why the routing node can't be trusted, for `untrusted_for`.
+    `clock_error` is what is wrong with the wall clock, `source_error` why the routing node can't be
+    trusted, for `untrusted_for`.
     """
 
     alarms: int
@@ -30,6 +31,7 @@ class Condition:
     min_free_space: int
     bytes: int
     max_bytes: int
+    clock_error: str = ""
     write_error: str = ""
     writing_for: float = 0.0
     source_error: str = ""
@@ -64,6 +66,8 @@ def problems(condition: Condition) -> list[Problem]:
     if condition.source_error:
         text = f"the routing node can't be trusted, nothing ages: {condition.source_error}"
         found.append(Problem(text, unready=condition.untrusted_for > UNTRUSTED_SECONDS))
+    if condition.clock_error:
+        found.append(Problem(condition.clock_error))
     if condition.alarms:
         stand = "stands" if condition.alarms == 1 else "stand"
         alarms = counted(condition.alarms, "alarm")

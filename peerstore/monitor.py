@@ -36,12 +36,14 @@ class Monitor:
         config: Callable[[], Config],
         watch: Callable[[], ChannelWatch | None],
         uris: Callable[[], Sequence[str]],
+        clock_problem: Callable[[], str | None],
     ) -> None:
         self._server = server
         self._store = store
         self._config = config
         self._watch = watch
         self._uris = uris
+        self._clock_problem = clock_problem
         self._started_at = time.monotonic()
         self._metrics = Metrics(server.tally)
 
@@ -77,6 +79,7 @@ class Monitor:
                 min_free_space=int(config.store.min_free_space),
                 bytes=(await store.counts()).bytes,
                 max_bytes=int(config.store.max_bytes),
+                clock_error=self._clock_problem() or "",
                 write_error=store.write_error,
                 writing_for=store.writing_for,
                 source_error="" if watch is None else watch.error,

@@ -192,10 +192,14 @@ class PeerServer:
                     continue
                 self.close_listeners()
                 raise ListenError(listen_failure(where, error, "listen.addresses")) from error
-            self.addresses.append(sock.getsockname()[:2])
-            self._accept_from(sock)
+            self.take_listener(sock)
         if not self._listeners:
             raise ListenError("listen.addresses has no address that can be listened on here")
+
+    def take_listener(self, listener: socket.socket) -> None:
+        """Accept peers from a TCP socket that listens and does not block; it is closed here."""
+        self.addresses.append(listener.getsockname()[:2])
+        self._accept_from(listener)
 
     def _accept_from(self, listener: socket.socket) -> None:
         self._listeners[listener] = None

@@ -24,7 +24,7 @@ _log = structlog.get_logger()
 
 
 class WebServer:
-    """Serves `pages`, path to handler, on a socket that listens."""
+    """Serves `pages`, path to handler, on sockets that listen."""
 
     def __init__(self, pages: Mapping[str, Handler]) -> None:
         self._pages = pages
@@ -34,17 +34,17 @@ class WebServer:
         self._server = web.Server(
             self._answer, access_log=None, keepalive_timeout=60.0, logger=quiet
         )
-        self._listener: asyncio.Server | None = None
+        self._listeners: list[asyncio.Server] = []
 
     async def start(self, sock: socket.socket) -> None:
         """Serve until `close`."""
         loop = asyncio.get_running_loop()
-        self._listener = await loop.create_server(self._connection, sock=sock)
+        self._listeners.append(await loop.create_server(self._connection, sock=sock))
 
     async def close(self) -> None:
         """Stop, and cut who still reads."""
-        if self._listener is not None:
-            self._listener.close()
+        for listener in self._listeners:
+            listener.close()
         await self._server.shutdown(timeout=0)
 
     def _connection(self) -> asyncio.Protocol:

@@ -24,7 +24,10 @@ HANG = 60
 """Seconds after which a process is taken to hang; nothing here is ever measured."""
 
 # What would point a process at the data or the service manager of whoever runs the tests.
-_FOREIGN = ("PEERSTORE_", "STATE_DIRECTORY", "CREDENTIALS_DIRECTORY", "NOTIFY_SOCKET")
+_FOREIGN = (
+    *("PEERSTORE_", "STATE_DIRECTORY", "CREDENTIALS_DIRECTORY"),
+    *("NOTIFY_SOCKET", "WATCHDOG_", "LISTEN_PID", "LISTEN_FD"),
+)
 
 
 class Result(NamedTuple):
@@ -94,6 +97,8 @@ class Daemon:
         """Where it writes its log, None for the file that `log` reads; -1 for nowhere: closed."""
         self.extra: Mapping[str, str] = {}
         """What its environment has besides."""
+        self.passed: tuple[int, ...] = ()
+        """Descriptors that it is given."""
         self._log = data_dir.parent / f"{data_dir.name}.log"
         self._process: subprocess.Popen[str] | None = None
 
@@ -122,9 +127,13 @@ class Daemon:
         """The log, an object for each line."""
         return [json.loads(line) for line in self.log.splitlines()]
 
+    def command_line(self) -> list[str]:
+        """How it is started."""
+        return [*command_line(self.data_dir, self.settings), "--json", "run"]
+
     def start(self) -> None:
         """Start it and wait until it says that peers can connect."""
-        command = [*command_line(self.data_dir, self.settings), "--json", "run"]
+        command = self.command_line()
         if self.stderr == -1:
             command = ["/bin/sh", "-c", 'exec "$@" 2>&-', "sh", *command]
         with self._log.open("a") as log:
@@ -135,6 +144,7 @@ class Daemon:
                 stdout=subprocess.PIPE,
                 stderr=log if self.stderr in (None, -1) else self.stderr,
                 text=True,
+                pass_fds=self.passed,
             )
         if self.descriptors is not None:
             resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (self.descriptors,) * 2)

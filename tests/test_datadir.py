@@ -145,6 +145,18 @@ def test_a_directory_that_cannot_be_written_is_refused(foreign_directory: Path) 
     assert "can't be written" in one_line(caught, foreign_directory)
 
 
+def test_a_directory_on_a_read_only_disk_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = list(os.statvfs(tmp_path))
+    found[8] |= os.ST_RDONLY
+    monkeypatch.setattr(os, "access", lambda path, mode: not mode & os.W_OK)
+    monkeypatch.setattr(os, "statvfs", lambda path: os.statvfs_result(found))
+    with pytest.raises(DataDirectoryError) as caught:
+        make_data_directory(tmp_path)
+    assert "its file system is read-only" in one_line(caught, tmp_path)
+
+
 # The key
 
 
@@ -413,8 +425,10 @@ def test_a_credential_of_systemd_is_preferred(tmp_path: Path) -> None:
     data_dir.mkdir()
     key_file(data_dir / KEY_NAME, (b"\x21" * 32).hex())
     environ = {"CREDENTIALS_DIRECTORY": str(credentials)}
-    # systemd passes other services' credentials in the same way.
-    assert key_path(data_dir, KEY_NAME, environ) == data_dir / KEY_NAME
+    with pytest.raises(KeyFileError) as caught:
+        key_path(data_dir, KEY_NAME, environ)
+    assert "No such file or directory" in one_line(caught, credentials)
+    # There may be other credentials than this one.
     credentials.mkdir()
     assert key_path(data_dir, KEY_NAME, environ) == data_dir / KEY_NAME
     credential = key_file(credentials / KEY_NAME, mode=0o440)

@@ -36,6 +36,7 @@ def test_nothing_is_said_where_all_is_well() -> None:
             "only 999 B are free on the disk, and updates are refused",
             True,
         ),
+        ({"clock_error": "the clock says 1970-01-01"}, "the clock says 1970-01-01", False),
         ({"alarms": 1}, "1 alarm stands: `peerstore alarms list`", False),
         ({"alarms": 2}, "2 alarms stand: `peerstore alarms list`", False),
         ({"bytes": 950}, "holds 950 B of at most 1000 B: raise store.max_bytes", False),

@@ -21,6 +21,9 @@ PACKAGE = ROOT / "peerstore"
 
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
+    "ownership": set(),
+    "clock": set(),
+    "systemd": {"errors"},
     "types": {"errors"},
     "tally": {"types"},
     "addresses": set(),
@@ -44,7 +47,7 @@ ALLOWED: dict[str, set[str]] = {
     "session": {"errors", "types", "tally", "wire", "streams", "confirmation"},
     "channels": {"errors", "types"},
     "retention": {"types", "channels", "policy"},
-    "store": {"addresses", "errors", "types", "tally", "channels"},
+    "store": {"addresses", "errors", "types", "tally", "channels", "ownership"},
     "policy": {"types"},
     "watch": {"errors", "types", "channels", "policy", "retention", "store"},
     "proxy": {"errors", "types"},
@@ -67,7 +70,7 @@ ALLOWED: dict[str, set[str]] = {
     "config_values": {"errors", "types"},
     "config": {"errors", "types", "config_values"},
     "control": {"errors"},
-    "datadir": {"errors", "transport"},
+    "datadir": {"errors", "transport", "ownership"},
     "lines": set(),
     "log": {"lines"},
     "configured": {"types", "channels", "config", "datadir", "policy", "proxy", "store"},

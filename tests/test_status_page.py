@@ -39,6 +39,7 @@ from peerstore.status_page import (
 )
 from peerstore.store.base import Sample
 from peerstore.store.operations import raise_alarm
+from peerstore.systemd import ServiceManager
 from peerstore.transport.secp256k1 import KeyPair
 from peerstore.types import BackupKind, Network, NodeAddress, Slot
 from tests.browser import Browser, browser_is_missing, browsing
@@ -424,7 +425,7 @@ async def started(data_dir: Path, *settings: str) -> AsyncIterator[Daemon]:
     def configuration() -> Loaded:
         return load(data_dir, None, {}, (*LOOPBACK, "store.min_free_space=0", *settings))
 
-    async with running(configuration, data_dir, {}) as daemon:
+    async with running(configuration, data_dir, {}, ServiceManager({})) as daemon:
         yield daemon
 
 

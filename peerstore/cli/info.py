@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
+import time
+from pathlib import Path
 from typing import Any
 
 import click
@@ -27,6 +30,7 @@ def info(app: App) -> None:
 
 
 async def _gather(app: App) -> dict[str, Any]:
+    from peerstore.clock import clock_problem
     from peerstore.configured import uris
     from peerstore.control import call
     from peerstore.datadir import LOCK_NAME, SOCKET_NAME, is_locked
@@ -37,6 +41,7 @@ async def _gather(app: App) -> dict[str, Any]:
     config = app.loaded.config
     async with await SqliteReader.open(app.database) as reader:
         meta = await reader.meta()
+        newest_at = await reader.newest_at()
         alarms = await reader.alarms(acknowledged=False)
         free = await reader.free_space()
     live: dict[str, Any] = {}
@@ -73,6 +78,7 @@ async def _gather(app: App) -> dict[str, Any]:
         min_free_space=int(config.store.min_free_space),
         bytes=meta.counts.bytes,
         max_bytes=int(config.store.max_bytes),
+        clock_error=clock_problem(time.time(), newest_at) or "",
     )
     trouble = _problems(found, live, condition)
     return {"well": not trouble, "problems": trouble, **found}
@@ -84,10 +90,22 @@ def _problems(found: dict[str, Any], live: dict[str, Any], condition: Condition)
     if told is not None:
         return list(told)
     if not found["running"]:
-        trouble = "the daemon does not run: `peerstore run`"
+        trouble = f"the daemon does not run: {how_to_start(Path(found['data_dir']))}"
     else:
         trouble = "the daemon's control socket does not answer: see its log"
     return [trouble, *(problem.text for problem in problems(condition))]
+
+
+def how_to_start(data_dir: Path) -> str:
+    """What starts a daemon on the directory; said where there is that of the service too."""
+    from peerstore import config
+
+    service = config.SYSTEM_DATA_DIRECTORY
+    if data_dir == service:
+        return "`systemctl start peerstore`"
+    if os.access(service, os.F_OK):
+        return f"`peerstore run`, or say --data-dir {service} for the service"
+    return "`peerstore run`"
 
 
 def _words(found: dict[str, Any]) -> str:

@@ -23,6 +23,7 @@ def init(app: App) -> None:
     from peerstore.configured import lock_paths, uris
     from peerstore.daemon import open_data_directory
     from peerstore.datadir import locked
+    from peerstore.ownership import give_to_owner
     from peerstore.store.migrate import packaged
     from peerstore.store.sqlite import Clocks, SqliteStore
 
@@ -31,7 +32,9 @@ def init(app: App) -> None:
     key, new = open_data_directory(app.data_dir, config, os.environ)
     config_path = app.data_dir / "config.toml"
     if app.config_file is None and not config_path.exists():
-        config_path.write_text(packaged("config.example.toml").read_text(encoding="utf-8"))
+        with config_path.open("w", encoding="utf-8") as file:
+            file.write(packaged("config.example.toml").read_text(encoding="utf-8"))
+            give_to_owner(file.fileno(), app.data_dir)
 
     async def make_database() -> None:
         store = await SqliteStore.open(

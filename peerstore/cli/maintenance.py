@@ -108,10 +108,16 @@ def snapshot(app: App, destination: Path, with_key: bool) -> None:
     key_file = destination.with_name(f"{destination.name}.key")
     if with_key and key_file.exists():
         raise StoreError(f"{key_file} exists already: choose another name")
+    key_source = key_path(app.data_dir, app.loaded.config.node_key_file, os.environ)
+    if with_key and not key_source.exists():
+        raise KeyFileError(
+            f"the key file {key_source} is missing, so nothing was copied: leave out --with-key,"
+            " and copy the key from where systemd has it, /etc/credstore"
+        )
     copy(app.database, destination)
     document = {"file": str(destination), "size": destination.stat().st_size}
     if with_key:
-        copy_key(key_path(app.data_dir, app.loaded.config.node_key_file, os.environ), key_file)
+        copy_key(key_source, key_file)
         document["key_file"] = str(key_file)
     app.emit(document, lambda: f"The snapshot is {destination}.")
 

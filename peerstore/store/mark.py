@@ -12,6 +12,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from peerstore.ownership import give_to_owner
+
 
 @dataclass(frozen=True, slots=True)
 class Mark:
@@ -42,7 +44,9 @@ def write_mark(path: Path, mark: Mark) -> None:
     """
     temporary = path.with_name(f"{path.name}.new")
     try:
-        temporary.write_text(json.dumps({"epoch": mark.epoch.hex(), "revision": mark.revision}))
+        with temporary.open("w") as file:
+            json.dump({"epoch": mark.epoch.hex(), "revision": mark.revision}, file)
+            give_to_owner(file.fileno(), path.parent)
         temporary.replace(path)
     except OSError:
         with contextlib.suppress(OSError):

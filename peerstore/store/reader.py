@@ -213,7 +213,11 @@ class SqliteReader:
         except (sqlite3.Error, SchemaError) as error:
             await cls(path, opened).close()
             kind = SchemaError if isinstance(error, SchemaError) else StoreError
-            raise kind(f"{path}: {error}") from error
+            hint = ""
+            code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the rest says more of the same
+            if code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY):
+                hint = "; SQLite has to write beside it: see that the directory can be written"
+            raise kind(f"{path}: {error}{hint}") from error
         return cls(path, opened)
 
     async def __aenter__(self) -> Self:
@@ -259,6 +263,14 @@ class SqliteReader:
         rows = await self._all(_KINDS)
         found = {BackupKind(kind): (backups, size) for kind, backups, size in rows}
         return {kind: found.get(kind, (0, 0)) for kind in BackupKind}
+
+    async def newest_at(self) -> int:
+        """The newest wall time of what was stored last, in Unix seconds."""
+        rows = await self._all(
+            "SELECT max(at) FROM (SELECT created_at AS at FROM meta UNION ALL SELECT * FROM"
+            " (SELECT stored_at FROM backup ORDER BY id DESC LIMIT 10))"
+        )
+        return int(rows[0][0])
 
     async def holdings(self, node_id: NodeId, seen: int) -> Holdings:
         """What a peer has here; `seen` decides which holds have run out."""

@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from peerstore.errors import SchemaError, StoreError
+from peerstore.ownership import give_to_owner
 from peerstore.store.base import Revision
 from peerstore.store.mark import mark_path, read_mark
 from peerstore.store.migrate import APPLICATION_ID, CHANNEL_SCHEMA, migrations, sync
@@ -206,6 +207,8 @@ def restore(
                 connection.execute(
                     "UPDATE peer SET last_height = NULL, last_aged = (SELECT aged FROM meta)"
                 )
+        with incoming.open("rb") as file:
+            give_to_owner(file.fileno(), database.parent)
         kept = None
         if database.exists():
             kept = database.with_name(f"{database.name}.replaced-{now}")

@@ -203,6 +203,7 @@ class SqliteStore:
         """
         try:
             statements.check_header(path)
+            statements.make_file(path)
             # Tried here first: aiosqlite's thread would outlive a failure.
             sqlite3.connect(path).close()
             writer = await aiosqlite.connect(

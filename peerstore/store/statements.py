@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import os
@@ -11,6 +12,7 @@ from pathlib import Path
 import aiosqlite
 
 from peerstore.errors import SchemaError
+from peerstore.ownership import give_to_owner
 from peerstore.store import operations
 from peerstore.store.base import channel_digest
 from peerstore.store.history import Kept
@@ -248,6 +250,16 @@ def check_header(path: Path) -> None:
     current = header[24:28] == header[92:96]
     if header[20] or (settled and current and page_size > 1 and pages * page_size != size):
         raise SchemaError(f"{path}: its header is damaged: keep the file, and restore a snapshot")
+
+
+def make_file(path: Path) -> None:
+    """Make the empty file of a new database, which then belongs to whom its directory belongs."""
+    with contextlib.suppress(FileExistsError):
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            give_to_owner(descriptor, path.parent)
+        finally:
+            os.close(descriptor)
 
 
 async def prepare(
