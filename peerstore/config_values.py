@@ -5,13 +5,15 @@ They raise ValueError whose text says what is expected; config.py says where it 
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import ipaddress
 import re
 from pathlib import Path
 from typing import Self
 
 from peerstore.errors import AddressError
-from peerstore.types import NodeAddress, NodeId, parse_host_port, parse_node_id
+from peerstore.types import NodeAddress, NodeId, is_onion, parse_host_port, parse_node_id
 
 ALIAS_MAX_BYTES = 32
 
@@ -168,6 +170,22 @@ class OptionalListenAddress(str):
 def _check_host(host: str) -> None:
     if not (_is_ip_address(host) or _HOST_NAME.fullmatch(host)):
         raise ValueError(f"{host!r} is not a host name, an onion or an IP address")
+    if is_onion(host):
+        _check_onion(host)
+
+
+def _check_onion(host: str) -> None:
+    """Tor's rend-spec-v3, 6: base32 of a public key, two bytes of checksum, and the version."""
+    label = host.lower().split(".")[-2]
+    try:
+        decoded = base64.b32decode(label.upper())
+    except ValueError:
+        decoded = b""
+    key, checksum, version = decoded[:32], decoded[32:34], decoded[34:]
+    if version != b"\x03":
+        raise ValueError(f"{host!r} is not an onion address of 56 characters before .onion")
+    if checksum != hashlib.sha3_256(b".onion checksum" + key + version).digest()[:2]:
+        raise ValueError(f"{host!r}: its checksum is wrong; copy the onion address again")
 
 
 class PublicAddress(Address):

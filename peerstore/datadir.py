@@ -22,6 +22,9 @@ SOCKET_NAME = "peerstore.sock"
 LOCK_NAME = "peerstore.lock"
 KEY_NAME = "node.key"
 
+SECRETS_DIRECTORY = Path("/run/secrets")
+"""Where a container is handed secrets: readable by all that is in it, and it is alone in there."""
+
 _WHOLE_FILE = struct.pack("hhqqi0q", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
 """fcntl(2)'s struct flock. A lock of the open file description ends with its last descriptor."""
 
@@ -112,8 +115,9 @@ def key_path(data_dir: Path, node_key_file: str, environ: Mapping[str, str]) -> 
 def load_key(path: Path, *, private: bool = True) -> KeyPair:
     """Read a key file: 64 hexadecimal digits.
 
-    `private` demands that nobody but its owner can read it; systemd's credentials are guarded
-    otherwise. Raises KeyFileError, FileNotFoundError when there is none.
+    `private` demands that nobody but its owner can read it; systemd's credentials and a
+    container's secrets are guarded otherwise. Raises KeyFileError, FileNotFoundError when there is
+    none.
     """
     try:
         with path.open("rb") as file:
@@ -123,7 +127,7 @@ def load_key(path: Path, *, private: bool = True) -> KeyPair:
         raise
     except OSError as error:
         raise KeyFileError(f"the key file {path} can't be read: {error.strerror}") from error
-    if private and stat.S_IMODE(mode) & 0o077:
+    if private and not _is_secret(path) and stat.S_IMODE(mode) & 0o077:
         raise KeyFileError(f"others can read the key file {path}: chmod 600 {path}")
     try:
         from peerstore.transport.secp256k1 import KeyPair
@@ -143,6 +147,12 @@ def load_or_make_key(path: Path, *, private: bool = True) -> tuple[KeyPair, bool
     """
     with contextlib.suppress(FileNotFoundError):
         return load_key(path, private=private), False
+    if _is_secret(path):
+        # One that is made there is gone with the container, and with it every peer's backup.
+        raise KeyFileError(
+            f"the secret {path} is missing: hand it to the container, or set node_key_file to a"
+            " file in the data directory"
+        )
     from peerstore.transport.secp256k1 import KeyPair
 
     key = KeyPair.generate()
@@ -172,6 +182,10 @@ def load_or_make_key(path: Path, *, private: bool = True) -> tuple[KeyPair, bool
     finally:
         temporary.unlink(missing_ok=True)
     return key, True
+
+
+def _is_secret(path: Path) -> bool:
+    return SECRETS_DIRECTORY in path.parents
 
 
 def sync_directory(path: Path) -> None:

@@ -255,6 +255,53 @@ def test_info_after_a_kill_says_that_it_does_not_run(daemon: Daemon) -> None:
     assert answered(daemon.command("--json", "info"))["running"] is True
 
 
+def test_info_shows_what_is_announced_whether_it_runs_or_not(data_dir: Path) -> None:
+    onion = "2gzyxa5ihm7nsggfxnu52rck2vv4rvmdlkiu3zzui5du4xyclen53wid.onion:9737"
+    announced = [onion, "node.example.com:1"]
+    daemon = Daemon(data_dir, (*LOOPBACK, f"listen.announce={json.dumps(announced)}"))
+    daemon.start()
+    node_id = daemon.address.node_id.hex()
+    uris = [f"{node_id}@{address}" for address in announced]
+    assert daemon.document["uris"] == uris
+    assert answered(daemon.command("info", "--json"))["uris"] == uris
+    daemon.close()
+    assert answered(daemon.command("info", "--json"))["uris"] == uris
+
+
+def test_info_running_is_for_scripts_that_ask_whether_it_serves(daemon: Daemon) -> None:
+    assert "running, 0 connections" in said(daemon.command("info", "--running"))
+    assert answered(daemon.command("info", "--running", "--json"))["running"] is True
+    (daemon.data_dir / "peerstore.sock").rename(daemon.data_dir / "elsewhere")
+    line = refused(daemon.command("info", "--running"), "the daemon runs", "restart it")
+    assert str(daemon.data_dir) in line
+    daemon.stop()
+    result = daemon.command("info", "--running")
+    assert (result.code, result.stdout) == (3, "")
+    complaint(result, "peerstore run")
+
+
+def test_sigterm_ends_a_command_also_as_the_first_process_of_a_container(stopped: Daemon) -> None:
+    """To which the kernel gives no default: it would ignore it."""
+    program = [*command_line(stopped.data_dir, LOOPBACK), "peers", "forget", FIRST]
+    with subprocess.Popen(
+        ["/usr/bin/unshare", "--pid", "--fork", "--kill-child", *program],
+        env=environment(stopped.data_dir.parent),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stderr is not None
+        asked = process.stderr.read(1)
+        if not asked or asked == b"u":
+            process.wait(HANG)
+            pytest.skip("only root may have a namespace of processes")
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+        os.kill(int(children), signal.SIGTERM)
+        assert process.wait(HANG) == 128 + signal.SIGTERM
+        assert b"Error" not in process.stderr.read()
+    assert FIRST in said(stopped.command("backups", "list"))
+
+
 @pytest.mark.parametrize("command", [["info"], ["backups", "list"], ["backups", "export", FIRST]])
 def test_without_a_database_a_command_says_what_to_do(data_dir: Path, command: list[str]) -> None:
     refused(run_command(data_dir, *command), str(data_dir), "peerstore init")

@@ -37,6 +37,9 @@ from peerstore.policy import EVERYONE, Policy
 from peerstore.store.base import Quotas, Retention
 from peerstore.types import Network, parse_node_id
 
+ONION = "2gzyxa5ihm7nsggfxnu52rck2vv4rvmdlkiu3zzui5du4xyclen53wid.onion"
+"""The Tor Project's own."""
+
 EXAMPLE = Path(__file__).parent.parent / "config.example.toml"
 
 
@@ -322,7 +325,13 @@ def test_a_wrong_listen_address_is_refused(tmp_path: Path, address: str, problem
 
 @pytest.mark.parametrize(
     "address",
-    [f"{'a' * 56}.onion:9735", "node.example.com:9735", "my_host-1:1", "[2001:db8::1]:9735"],
+    [
+        f"{ONION}:9735",
+        f"my.{ONION.upper()}:1",
+        "node.example.com:9735",
+        "my_host-1:1",
+        "[2001:db8::1]:9735",
+    ],
 )
 def test_names_onions_and_ip_addresses_can_be_announced(tmp_path: Path, address: str) -> None:
     assert load_text(tmp_path, f'listen.announce = ["{address}"]').config.listen.announce == (
@@ -338,6 +347,11 @@ def test_names_onions_and_ip_addresses_can_be_announced(tmp_path: Path, address:
         ("a b:9735", "is not a host name, an onion or an IP address"),
         ("node.example.com:0", "no peer can dial port 0; expected 1 to 65535"),
         ("node.example.com", "is not host:port"),
+        (f"{ONION[1:]}:9735", "is not an onion address of 56 characters"),
+        (f"a{ONION}:9735", "is not an onion address of 56 characters"),
+        (f"{'1' * 56}.onion:9735", "is not an onion address of 56 characters"),
+        ("expyuzz4wqqyqhjn.onion:9735", "is not an onion address of 56 characters"),
+        (f"{ONION.replace('2gzyx', '2gzxy')}:9735", "checksum is wrong; copy the onion address"),
     ],
 )
 def test_what_nobody_could_dial_is_not_announced(
@@ -357,7 +371,7 @@ DIALED = f"02{'ab' * 32}"
         ("1.2.3.4:9735", "1.2.3.4"),
         ("[2001:db8::1]:1", "2001:db8::1"),
         ("node.example.com:65535", "node.example.com"),
-        (f"{'a' * 56}.onion:9735", f"{'a' * 56}.onion"),
+        (f"{ONION}:9735", ONION),
     ],
 )
 def test_peers_to_dial_are_node_id_host_and_port(tmp_path: Path, address: str, host: str) -> None:
@@ -454,7 +468,7 @@ def test_what_needs_a_proxy_is_refused_without_one(tmp_path: Path) -> None:
     line = refusal(tmp_path, environ={"PEERSTORE_DIAL__PROXY_ALL": "true"})
     assert line.startswith("environment PEERSTORE_DIAL__PROXY_ALL: dial.proxy_all needs a proxy")
     assert "set dial.proxy" in line
-    onion = f"{DIALED}@{'a' * 56}.ONION:9735"
+    onion = f"{DIALED}@{ONION.upper()}:9735"
     line = refusal(tmp_path, overrides=[f'dial.peers=["{onion}"]'])
     assert line.startswith(f"flag --set: dial.peers: {onion} needs a proxy")
     assert "set dial.proxy" in line

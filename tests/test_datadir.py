@@ -14,7 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from peerstore import datadir
 from peerstore.config import Config
+from peerstore.config_values import FileName
 from peerstore.daemon import open_data_directory
 from peerstore.datadir import (
     KEY_NAME,
@@ -255,6 +257,31 @@ def test_a_key_that_is_open_to_others_is_refused(tmp_path: Path, mode: int) -> N
 @pytest.mark.parametrize("mode", [0o400, 0o600, 0o700])
 def test_a_key_that_is_its_owners_alone_is_read(tmp_path: Path, mode: int) -> None:
     assert load_key(key_file(tmp_path / KEY_NAME, mode=mode)).node_id == NODE_ID
+
+
+@pytest.mark.parametrize("mode", [0o400, 0o440, 0o444])
+def test_a_secret_of_a_container_is_guarded_by_who_handed_it_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int
+) -> None:
+    monkeypatch.setattr(datadir, "SECRETS_DIRECTORY", tmp_path / "secrets")
+    (tmp_path / "secrets" / "of it").mkdir(parents=True)
+    for name in ("a.key", "of it/b.key"):
+        secret = key_file(tmp_path / "secrets" / name, mode=mode)
+        config = Config(node_key_file=FileName(str(secret)))
+        key, new = open_data_directory(tmp_path / "data", config, {})
+        assert (key.node_id, new) == (NODE_ID, False)
+    assert mode_of(secret) == mode
+    assert list((tmp_path / "data").iterdir()) == []
+
+
+def test_no_key_is_made_where_it_would_go_with_the_container(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(datadir, "SECRETS_DIRECTORY", tmp_path)
+    with pytest.raises(KeyFileError) as caught:
+        load_or_make_key(tmp_path / KEY_NAME)
+    assert "node_key_file" in one_line(caught, tmp_path / KEY_NAME)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_directory_in_the_place_of_the_key_is_refused(tmp_path: Path) -> None:

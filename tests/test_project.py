@@ -7,11 +7,14 @@ import re
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from importlib import metadata
 from pathlib import Path
 
 import click
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from peerstore.cli import cli
 from tests.test_json_documents import DOCUMENTED
@@ -162,24 +165,57 @@ def test_ci_runs_the_command_of_the_readme() -> None:
 
 def test_the_lock_has_a_hash_for_all_and_no_addresses() -> None:
     lock = (ROOT / "requirements.lock").read_text()
-    entries = re.split(r"\n(?=\S)", lock.strip())
-    assert entries
-    for entry in entries:
-        assert re.match(r"[a-z0-9-]+==\S+", entry)
-        assert "--hash=sha256:" in entry
+    for entries in lock_parts().values():
+        assert entries
+        for entry in entries:
+            assert re.match(r"[a-z0-9-]+==\S+", entry)
+            assert "--hash=sha256:" in entry
     assert "://" not in lock
     assert "index" not in lock
 
 
-def test_the_lock_has_every_dependency() -> None:
+def lock_parts() -> dict[str, list[str]]:
+    """The entries of each part of the lock, by its heading."""
+    _, *parts = re.split(r"^# (.*)\n", (ROOT / "requirements.lock").read_text(), flags=re.MULTILINE)
+    return {
+        heading: re.split(r"\n(?=\S)", entries.strip())
+        for heading, entries in zip(parts[::2], parts[1::2], strict=True)
+    }
+
+
+def needed(requirements: Iterable[str]) -> set[str]:
+    """What requirements need as they are installed here, what those need, and so on."""
+    found: set[str] = set()
+    waiting = list(requirements)
+    while waiting:
+        requirement = Requirement(waiting.pop())
+        name = canonicalize_name(requirement.name)
+        # As the oldest Python asks for it: that has most.
+        asked = {"python_version": "3.11", "python_full_version": "3.11.0", "extra": ""}
+        if name not in found and (not requirement.marker or requirement.marker.evaluate(asked)):
+            found.add(name)
+            waiting += metadata.requires(name) or []
+    return found
+
+
+def test_each_part_of_the_lock_has_what_it_is_for_and_no_more() -> None:
+    """The image gets the part that runs, and is built with the one that builds."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    wanted = [*project["project"]["dependencies"]]
-    for group in project["dependency-groups"].values():
-        wanted += [entry for entry in group if isinstance(entry, str)]
-    locked = set(
-        re.findall(r"^([a-z0-9-]+)==", (ROOT / "requirements.lock").read_text(), re.MULTILINE)
-    )
-    assert {re.split(r"[<>=]", entry)[0] for entry in wanted} <= locked
+    groups = project["dependency-groups"].values()
+    run = needed(project["project"]["dependencies"])
+    build = needed(project["build-system"]["requires"]) - run
+    test = needed(each for group in groups for each in group if isinstance(each, str))
+    locked = {
+        heading: {
+            requirement.name
+            for entry in entries
+            for requirement in [Requirement(entry.partition(" \\")[0])]
+            # What other systems need is locked too.
+            if not requirement.marker or requirement.marker.evaluate()
+        }
+        for heading, entries in lock_parts().items()
+    }
+    assert locked == {"Run": run, "Build": build, "Test and lint": test - run - build}
 
 
 def test_the_module_runs_as_the_program() -> None:

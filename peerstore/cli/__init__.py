@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ from peerstore.cli.channels import channels
 from peerstore.cli.common import App, json_option
 from peerstore.cli.completion import completion
 from peerstore.cli.config import config
+from peerstore.cli.help import help_
 from peerstore.cli.info import info
 from peerstore.cli.init import init
 from peerstore.cli.maintenance import prune, restore, snapshot, verify
@@ -35,7 +37,7 @@ class Page(click.Group):
     """The program, whose help lists the commands by what they are for."""
 
     sections: ClassVar = {
-        "Run": ("init", "run", "reload", "config", "completion"),
+        "Run": ("init", "run", "reload", "config", "completion", "help"),
         "Look": ("info", "peers", "backups", "channels", "alarms"),
         "Look after": ("verify", "snapshot", "restore", "prune", "probe"),
     }
@@ -67,9 +69,9 @@ class Page(click.Group):
 @click.group(
     cls=Page,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="`peerstore COMMAND --help` says more. A peer is named by its node id or the beginning"
-    " of it. Exit codes: 0 done, 1 refused or failed, 2 usage, 3 the daemon is needed and does not"
-    " run.",
+    epilog="`peerstore COMMAND --help` and `peerstore help TOPIC` say more. A peer is named by its"
+    " node id or the beginning of it. Exit codes: 0 done, 1 refused or failed, 2 usage, 3 the"
+    " daemon is needed and does not run.",
 )
 @click.option(
     "--data-dir",
@@ -107,7 +109,7 @@ def cli(
 
 
 for command in (
-    *(run, init, reload, config, completion),
+    *(run, init, reload, config, completion, help_),
     *(info, peers, backups, channels, alarms),
     *(verify, snapshot, restore, prune, probe),
 ):
@@ -118,6 +120,9 @@ def main() -> None:
     """The program: one line on stderr and a right exit code for whatever goes wrong."""
     # Whatever is made here, key, database and exported backups, is for its owner alone.
     os.umask(0o077)
+    if os.getpid() == 1:
+        # Of a container, then. The kernel gives it no default: it would ignore to be stopped.
+        signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
     if sys.stdin is None:
         sys.stdin = Path(os.devnull).open()  # noqa: SIM115 - for as long as we run
     for name in ("stdout", "stderr"):

@@ -12,19 +12,26 @@ from typing import Any
 import click
 
 from peerstore import __version__
-from peerstore.cli.common import App, json_option, pass_app
+from peerstore.cli.common import App, ask, json_option, pass_app
 from peerstore.cli.output import facts, wrapped
 from peerstore.health import Condition, problems
 from peerstore.words import counted, size
 
 
 @click.command()
+@click.option(
+    "--running",
+    is_flag=True,
+    help="Fail unless the daemon runs and answers, with 3 when it does not run.",
+)
 @json_option
 @pass_app
-def info(app: App) -> None:
+def info(app: App, running: bool) -> None:
     """Whether all is well, who this node is, and what it keeps."""
     import asyncio
 
+    if running:
+        ask(app, "daemon.info")
     found = asyncio.run(_gather(app))
     app.emit(found, lambda: _words(found))
 
