@@ -63,7 +63,8 @@ def configure(level: str, log_format: Format, descriptor: int | None = None) -> 
     `auto` is console on a terminal and JSON otherwise. Loggers that are there already follow, but
     those that were bound.
     """
-    descriptor = sys.stderr.fileno() if descriptor is None else descriptor
+    if descriptor is None:
+        descriptor = (sys.__stderr__ or sys.stderr).fileno()
     terminal = os.isatty(descriptor)
     console = log_format == "console" or (log_format == "auto" and terminal)
     number = logging.getLevelNamesMapping()[level.upper()]
@@ -84,6 +85,10 @@ def configure(level: str, log_format: Format, descriptor: int | None = None) -> 
     )
     # Not below: at debug level aiosqlite tells every statement with its values, blobs too.
     logging.basicConfig(level=max(number, logging.WARNING), handlers=[_Foreign()], force=True)
+
+
+def take_in_strays() -> None:
+    """Log what Python itself would write to stderr, in many lines."""
     logging.raiseExceptions = False
     logging.captureWarnings(capture=True)
     sys.unraisablehook = _unraisable

@@ -43,7 +43,7 @@ def configured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[..., Callable[[], list[str]]]]:
     """Configures the log to go to a file; what that returns gives the lines so far."""
-    # All that configure() changes.
+    # All that is changed besides structlog.
     monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
     monkeypatch.setattr(threading, "excepthook", threading.excepthook)
     monkeypatch.setattr(logging, "raiseExceptions", logging.raiseExceptions)
@@ -203,6 +203,7 @@ def test_what_libraries_and_python_say_becomes_events(
     configured: Callable[..., Callable[[], list[str]]],
 ) -> None:
     lines = configured("json", "info")
+    log.take_in_strays()
     logging.getLogger("asyncio").warning("socket.send() raised %s", "exception\n")
     logging.getLogger("aiosqlite").debug("executing %s", "a statement with its values")
     logging.getLogger("odd").log(35, "between two levels")

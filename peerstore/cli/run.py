@@ -29,6 +29,7 @@ def run(app: App) -> None:
     app.for_command = False
     loaded = app.loaded
     log.configure(loaded.config.log.level, loaded.config.log.format)
+    log.take_in_strays()
 
     def ready(started: Daemon) -> None:
         node_id = started.key.node_id.hex()
