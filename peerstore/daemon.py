@@ -590,7 +590,7 @@ async def _serve_pages(
         return
     from peerstore.web import WebServer  # aiohttp takes its time
 
-    web = WebServer(daemon.monitor.pages())
+    web = WebServer(daemon.monitor.pages(), guarded={"/"})
     stack.push_async_callback(web.close)
     for sock in sockets:
         await web.start(sock)

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import socket
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import structlog
 from aiohttp import web
 
+from peerstore.addresses import parse_ip
+from peerstore.errors import AddressError
 from peerstore.pages import Handler, Page
+from peerstore.types import parse_host_port
 
 MAX_CLIENTS = 32
 """Connections at once; one more takes the place of the oldest."""
@@ -18,16 +22,23 @@ MAX_CLIENTS = 32
 PAGE_SECONDS = 10.0
 """How long a page may take to be made, should the database hang."""
 
+_PORT = re.compile(r":[0-9]+$")
+
 _HEADERS = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
 
 _log = structlog.get_logger()
 
 
 class WebServer:
-    """Serves `pages`, path to handler, on sockets that listen."""
+    """Serves `pages`, path to handler, on sockets that listen.
 
-    def __init__(self, pages: Mapping[str, Handler]) -> None:
+    Those of `guarded` are handed out only under an IP address or localhost: else a web site that an
+    operator visits could have its own name lead here, and read them (DNS rebinding).
+    """
+
+    def __init__(self, pages: Mapping[str, Handler], guarded: Collection[str] = ()) -> None:
         self._pages = pages
+        self._guarded = guarded
         # What is no HTTP is answered so; it is no matter for the daemon's log.
         quiet = logging.getLogger(__name__)
         quiet.disabled = True
@@ -69,6 +80,9 @@ class WebServer:
         if request.method not in ("GET", "HEAD"):
             text = "pages here can be read and nothing else: use GET"
             return Page(f"{text}\n".encode(), status=405, headers={"Allow": "GET, HEAD"})
+        if request.path in self._guarded and not _is_address(request.host):
+            text = "ask by IP address or as localhost, also through a proxy (Host:)"
+            return _text(text, 403)
         try:
             async with asyncio.timeout(PAGE_SECONDS):
                 return await handler(request.headers.get("Accept", ""))
@@ -77,6 +91,15 @@ class WebServer:
         except Exception as error:  # whatever it was, the next one may succeed
             _log.exception("page_failed", path=request.path, error=str(error))
             return _text(f"{type(error).__name__}: see the daemon's log", 500)
+
+
+def _is_address(host: str) -> bool:
+    """Whether a Host header names no name."""
+    try:
+        name, _ = parse_host_port(host if _PORT.search(host) else f"{host}:80")
+    except AddressError:
+        return False
+    return name == "localhost" or parse_ip(name) is not None
 
 
 def _text(text: str, status: int) -> Page:

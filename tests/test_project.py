@@ -38,7 +38,7 @@ ALLOWED: dict[str, set[str]] = {
     "health": {"words"},
     "metrics": {"tally", "types"},
     "pages": set(),
-    "web": {"pages"},
+    "web": {"addresses", "errors", "pages", "types"},
     "listening": set(),
     "monitor": {
         *("errors", "tally", "config", "health", "metrics", "server", "store", "watch", "pages"),

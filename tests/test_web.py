@@ -30,13 +30,18 @@ async def hangs(_accept: str) -> Page:
     raise AssertionError
 
 
-PAGES: Mapping[str, Handler] = {"/hello": hello, "/broken": broken, "/hangs": hangs}
+PAGES: Mapping[str, Handler] = {
+    "/hello": hello,
+    "/guarded": hello,
+    "/broken": broken,
+    "/hangs": hangs,
+}
 
 
 @asynccontextmanager
 async def served() -> AsyncIterator[int]:
     """PAGES on a port of their own."""
-    server = web.WebServer(PAGES)
+    server = web.WebServer(PAGES, guarded={"/guarded"})
     sock = socket.create_server(("127.0.0.1", 0))
     await server.start(sock)
     try:
@@ -87,7 +92,7 @@ async def test_an_unknown_page_is_answered_with_those_that_there_are() -> None:
     async with served() as port:
         status, text, _ = await ask(port, "GET", "/../etc/passwd")
     assert status == 404
-    assert text == "there is no such page; there are /hello, /broken, /hangs\n"
+    assert text == "there is no such page; there are /hello, /guarded, /broken, /hangs\n"
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS"])
@@ -97,6 +102,21 @@ async def test_nothing_can_be_done_but_read(method: str) -> None:
     assert status == 405
     assert headers["Allow"] == "GET, HEAD"
     assert "use GET" in text
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        *(("127.0.0.1:9738", 200), ("127.0.0.1", 200), ("localhost:9738", 200), ("localhost", 200)),
+        *(("[::1]:9738", 200), ("[::1]", 200), ("192.0.2.1", 200)),
+        *(("evil.example:9738", 403), ("evil.example", 403), ("127.0.0.1.evil.example", 403)),
+        *(("localhost.evil.example", 403), ("[evil]", 403), (":9738", 403), ("1", 403)),
+    ],
+)
+async def test_a_guarded_page_is_handed_out_under_no_name(host: str, status: int) -> None:
+    async with served() as port:
+        assert (await ask(port, "GET", "/guarded", Host=host))[0] == status
+        assert (await ask(port, "GET", "/hello", Host=host))[0] == 200
 
 
 async def test_a_page_that_fails_is_logged_and_tells_nobody_particulars() -> None:
