@@ -68,6 +68,7 @@ from peerstore.tally import Tally
 from peerstore.transport.secp256k1 import KeyPair
 from peerstore.types import NodeAddress, format_host_port, parse_node_id
 from peerstore.watch import ChannelWatch
+from peerstore.words import size
 
 REPEAT_SECONDS = 10.0
 """How often at most it is logged that descriptors have run out."""
@@ -167,7 +168,7 @@ class Daemon:
         counts = await self.store.counts()
         return (
             f"peers connected: {len(self.server.peers)}; stored: {counts.backups} backups of"
-            f" {counts.peers} peers, {counts.bytes / (1 << 20):.1f} MiB with kept versions"
+            f" {counts.peers} peers, {size(counts.bytes)} with kept versions"
         )
 
     def methods(self) -> dict[str, Callable[..., Awaitable[Any]]]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from peerstore import __version__
 from peerstore.config import Config
 from peerstore.errors import StoreError
-from peerstore.health import Condition, Problem, problems
+from peerstore.health import STUCK_SECONDS, Condition, Problem, problems
 from peerstore.metrics import Figures, Metrics, Source, Stored
 from peerstore.pages import Handler, Page
 from peerstore.server import PeerServer
@@ -20,6 +20,9 @@ from peerstore.status_page import CONTENT_TYPE, HEADERS, render
 from peerstore.store.base import ALARM_KINDS
 from peerstore.store.sqlite import SqliteStore
 from peerstore.watch import ChannelWatch
+
+READ_SECONDS = 3.0
+"""How long the database may take to answer before that is a problem of its own."""
 
 LAG_SECONDS = 0.25
 """How often it is measured how late the event loop is."""
@@ -66,15 +69,18 @@ class Monitor:
 
     async def problems(self) -> list[Problem]:
         """What is not well, the worst first."""
+        store, watch, config = self._store, self._watch(), self._config()
         try:
-            alarms = len(await self._store.reader.alarms(acknowledged=False))
-            free = await self._store.reader.free_space()
+            async with asyncio.timeout(READ_SECONDS):
+                alarms = await store.reader.alarm_counts()
+                free = await store.reader.free_space()
+        except TimeoutError:
+            return [Problem("the database does not answer: look at the disk", unready=True)]
         except StoreError as error:
             return [Problem(str(error), unready=True)]
-        store, watch, config = self._store, self._watch(), self._config()
         return problems(
             Condition(
-                alarms=alarms,
+                alarms=sum(alarms.values()),
                 disk_free=free,
                 min_free_space=int(config.store.min_free_space),
                 bytes=(await store.counts()).bytes,
@@ -131,7 +137,7 @@ class Monitor:
             network=config.network.value,
             node_id=server.key.node_id.hex(),
             ready=not unready,
-            writable=not store.write_error,
+            writable=not store.write_error and store.writing_for <= STUCK_SECONDS,
             connections={state: connections[state] for state in states},
             stored=stored,
             max_bytes=int(config.store.max_bytes),
@@ -144,14 +150,12 @@ class Monitor:
     async def _stored(self) -> Stored:
         store = self._store
         kinds = await store.reader.kinds()
-        alarms = collections.Counter(
-            alarm.kind for alarm in await store.reader.alarms(acknowledged=False)
-        )
+        alarms = await store.reader.alarm_counts()
         return Stored(
             peers=(await store.counts()).peers,
             backups={kind: backups for kind, (backups, _) in kinds.items()},
             bytes={kind: size for kind, (_, size) in kinds.items()},
-            alarms={kind: alarms[kind] for kind in ALARM_KINDS},
+            alarms={kind: alarms.get(kind, 0) for kind in ALARM_KINDS},
         )
 
 

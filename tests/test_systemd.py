@@ -255,7 +255,7 @@ def test_the_unit_as_it_stands_from_start_to_stop(
     process = service.start()
     try:
         assert listener.next() == {"STATUS": "starting", "EXTEND_TIMEOUT_USEC": "60000000"}
-        nothing = "peers connected: 0; stored: 0 backups of 0 peers, 0.0 MiB with kept versions"
+        nothing = "peers connected: 0; stored: 0 backups of 0 peers, 0 B with kept versions"
         # The watchdog counts from here on.
         assert listener.until("READY") == {"READY": "1", "STATUS": nothing}
         for _ in range(2):

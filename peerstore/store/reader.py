@@ -484,6 +484,14 @@ class SqliteReader:
         )
         return [_alarm(row) for row in rows]
 
+    async def alarm_counts(self) -> dict[str, int]:
+        """How many alarms of each kind stand."""
+        return dict(
+            await self._all(
+                "SELECT kind, count(*) FROM alarm WHERE acknowledged_at IS NULL GROUP BY kind"
+            )
+        )
+
     async def newest_alarms(self, limit: int) -> tuple[int, list[Alarm]]:
         """How many alarms stand, and the newest of them, which come first."""
         standing = "FROM alarm WHERE acknowledged_at IS NULL"
