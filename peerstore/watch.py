@@ -75,7 +75,7 @@ class ChannelWatch:
         """Whether an answer that can be trusted has come since the start."""
         self.error = "it was not asked yet"
         """Why the routing node can't be trusted now, "" when it can."""
-        self._untrusted_since = asyncio.get_running_loop().time()
+        self._untrusted_since = time.monotonic()
         self._source = source
         self._store = store
         self._known = {channel.key: channel for channel in known}
@@ -98,7 +98,7 @@ class ChannelWatch:
     @property
     def untrusted_for(self) -> float:
         """For how many seconds the routing node can't be trusted, 0 when it can."""
-        return asyncio.get_running_loop().time() - self._untrusted_since if self.error else 0.0
+        return time.monotonic() - self._untrusted_since if self.error else 0.0
 
     def describe(self) -> Mapping[str, Any]:
         """The routing node as `info` shows it."""
@@ -195,7 +195,7 @@ class ChannelWatch:
         self._store.trust(None)
         self._failures += 1
         if not self.error:
-            self._untrusted_since = asyncio.get_running_loop().time()
+            self._untrusted_since = time.monotonic()
         if error != self.error:
             _log.warning("source_not_trusted", error=error)
         self.error = error

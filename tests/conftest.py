@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import AsyncIterator, Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import structlog
 from hypothesis import settings
 
 from tests.daemon import Daemon
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
 settings.register_profile("ci", derandomize=True)
 if os.environ.get("CI"):
     settings.load_profile("ci")
+
+# The level of a daemon; left alone structlog prints every update.
+structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.INFO))
 
 # Its asserts are to say as much as those of a test module.
 pytest.register_assert_rewrite("tests.store_contract")

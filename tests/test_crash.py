@@ -32,7 +32,7 @@ from peerstore.wire.messages import PeerStorage, QueryChannelRange, ReplyChannel
 from tests.daemon import HANG, LOOPBACK, UNPACED, Daemon, command_line, environment
 from tests.helpers import key_pair
 
-CYCLES, LONG_CYCLES = 12, 1000
+CYCLES, LONG_CYCLES = 8, 1000
 """Kills in the suite, and with --long."""
 
 

@@ -435,7 +435,7 @@ def test_the_crowd_does_as_the_model_says(request: pytest.FixtureRequest) -> Non
     run_state_machine_as_test(
         CrowdMachine,
         settings=settings(
-            max_examples=1000 if long else 18,
+            max_examples=1000 if long else 12,
             stateful_step_count=60 if long else 30,
             deadline=None,
             # To make a failing history short takes minutes: that is for --long too.

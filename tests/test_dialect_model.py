@@ -39,7 +39,7 @@ from peerstore.wire.messages import (
 from tests.store_contract import peer
 from tests.test_store import SqliteBackend
 
-STREAMS, LONG_STREAMS = 10_000, 100_000
+STREAMS, LONG_STREAMS = 4_000, 100_000
 AT_ONCE = 250
 """Peers that live at the same time."""
 

@@ -1404,7 +1404,7 @@ def test_retention_deletes_what_is_due_and_nothing_else(request: pytest.FixtureR
     run_state_machine_as_test(
         RetentionMachine,
         settings=settings(
-            max_examples=1000 if long else 25,
+            max_examples=1000 if long else 18,
             stateful_step_count=80 if long else 30,
             deadline=None,
             # To make a failing history short takes minutes: that is for --long too.

@@ -48,7 +48,7 @@ NO_CHANNEL = bytes(32)
 TIMEOUTS = Timeouts()
 RETRIEVE = Retrieve(BackupKind.PEER_STORAGE)
 
-thorough = settings(quick, max_examples=500)
+thorough = settings(quick, max_examples=300)
 """For streams of messages, of which only some get anywhere."""
 
 OPEN_CHANNEL, OPEN_CHANNEL2 = 32, 64

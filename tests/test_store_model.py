@@ -427,7 +427,7 @@ def test_the_store_does_as_the_model_says(request: pytest.FixtureRequest) -> Non
     run_state_machine_as_test(
         StoreMachine,
         settings=settings(
-            max_examples=2000 if long else 25,
+            max_examples=2000 if long else 18,
             stateful_step_count=100 if long else 30,
             deadline=None,
             # To make a failing history short takes minutes: that is for --long too.

@@ -436,7 +436,7 @@ def test_nobody_changes_what_another_has(request: pytest.FixtureRequest) -> None
     run_state_machine_as_test(
         Peers,
         settings=settings(
-            max_examples=3000 if long else 50,
+            max_examples=3000 if long else 32,
             stateful_step_count=60 if long else 30,
             deadline=None,
             # To make a failing life short takes minutes: that is for --long too.

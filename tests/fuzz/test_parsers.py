@@ -8,13 +8,13 @@ from tests.fuzz.helpers import fuzz
 from tests.fuzz.targets import PARSERS
 
 INPUTS = {
-    "messages": 80_000,
-    "tlvs": 60_000,
+    "messages": 50_000,
+    "tlvs": 40_000,
     "features": 20_000,
-    "texts": 30_000,
-    "control": 40_000,
-    "frames": 8_000,
-    "handshake": 6_000,
+    "texts": 20_000,
+    "control": 25_000,
+    "frames": 5_000,
+    "handshake": 4_000,
 }
 
 

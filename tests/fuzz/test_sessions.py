@@ -6,7 +6,7 @@ import pytest
 
 from tests.fuzz.helpers import fuzz
 
-CONVERSATIONS = 12_000
+CONVERSATIONS = 8_000
 
 
 @pytest.mark.timeout(3600)  # for --long

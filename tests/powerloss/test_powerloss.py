@@ -28,7 +28,7 @@ from tests.powerloss.workload import SLOTS, Confirmed, counters, open_store
 
 ROOT = Path(__file__).parents[2]
 
-RUNS, CUTS = 2, 100
+RUNS, CUTS = 2, 60
 """Workloads, each on the disk that the power loss before it left, and cuts of each."""
 
 LONG_RUNS, LONG_CUTS = 15, 200
