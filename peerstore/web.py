@@ -7,6 +7,7 @@ import logging
 import re
 import socket
 from collections.abc import Collection, Mapping
+from typing import Any
 
 import structlog
 from aiohttp import web
@@ -19,8 +20,11 @@ from peerstore.types import parse_host_port
 MAX_CLIENTS = 32
 """Connections at once; one more takes the place of the oldest."""
 
-PAGE_SECONDS = 10.0
-"""How long a page may take to be made, should the database hang."""
+CLIENT_SECONDS = 60.0
+"""How long one may stay: who is cut, because it does not read, say, comes again."""
+
+PAGE_SECONDS = 8.0
+"""How long a page may take to be made: less than a scraper waits."""
 
 _PORT = re.compile(r":[0-9]+$")
 
@@ -39,30 +43,43 @@ class WebServer:
     def __init__(self, pages: Mapping[str, Handler], guarded: Collection[str] = ()) -> None:
         self._pages = pages
         self._guarded = guarded
-        # What is no HTTP is answered so; it is no matter for the daemon's log.
-        quiet = logging.getLogger(__name__)
-        quiet.disabled = True
-        self._server = web.Server(
-            self._answer, access_log=None, keepalive_timeout=60.0, logger=quiet
-        )
+        self._server = web.Server(self._answer)
         self._listeners: list[asyncio.Server] = []
+        self.clients: dict[_Client, asyncio.TimerHandle] = {}
+        """Who is connected, the longest first, and when each is cut."""
 
     async def start(self, sock: socket.socket) -> None:
         """Serve until `close`."""
         loop = asyncio.get_running_loop()
-        self._listeners.append(await loop.create_server(self._connection, sock=sock))
+        self._listeners.append(
+            await loop.create_server(lambda: _Client(self, self._server, loop), sock=sock)
+        )
 
     async def close(self) -> None:
         """Stop, and cut who still reads."""
         for listener in self._listeners:
             listener.close()
+        for client in list(self.clients):
+            self._cut(client)
         await self._server.shutdown(timeout=0)
 
-    def _connection(self) -> asyncio.Protocol:
-        connections = self._server.connections
-        if len(connections) >= MAX_CLIENTS:
-            connections[0].force_close()
-        return self._server()
+    def enter(self, client: _Client) -> None:
+        """A connection is made."""
+        if len(self.clients) >= MAX_CLIENTS:
+            self._cut(next(iter(self.clients)))
+        loop = asyncio.get_running_loop()
+        self.clients[client] = loop.call_later(CLIENT_SECONDS, self._cut, client)
+
+    def leave(self, client: _Client) -> None:
+        """A connection is gone, or as good as that."""
+        timer = self.clients.pop(client, None)
+        if timer is not None:
+            timer.cancel()
+
+    def _cut(self, client: _Client) -> None:
+        self.leave(client)
+        if client.transport is not None:
+            client.transport.abort()  # it may not read what is there for it
 
     async def _answer(self, request: web.BaseRequest) -> web.Response:
         page = await self._page(request)
@@ -93,13 +110,34 @@ class WebServer:
             return _text(f"{type(error).__name__}: see the daemon's log", 500)
 
 
+class _Client(web.RequestHandler):
+    """A connection that its server knows of."""
+
+    __slots__ = ("_owner",)
+
+    def __init__(self, owner: WebServer, manager: Any, loop: asyncio.AbstractEventLoop) -> None:
+        # What is no HTTP is answered so; it is no matter for the daemon's log.
+        quiet = logging.getLogger(__name__)
+        quiet.disabled = True
+        super().__init__(manager, loop=loop, access_log=quiet, logger=quiet)
+        self._owner = owner
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._owner.enter(self)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        super().connection_lost(exc)
+        self._owner.leave(self)
+
+
 def _is_address(host: str) -> bool:
     """Whether a Host header names no name."""
     try:
         name, _ = parse_host_port(host if _PORT.search(host) else f"{host}:80")
     except AddressError:
         return False
-    return name == "localhost" or parse_ip(name) is not None
+    return name.lower() == "localhost" or parse_ip(name) is not None
 
 
 def _text(text: str, status: int) -> Page:

@@ -297,7 +297,10 @@ def test_the_status_says_who_is_here_and_what_is_stored(
     address, listener = notify_socket
     daemon.extra = {"NOTIFY_SOCKET": address}
     daemon.start()
-    assert "; stored: 1 backups of 1 peers, 1.0 KiB with kept versions" in listener.until("READY")["STATUS"]
+    assert (
+        "; stored: 1 backups of 1 peers, 1.0 KiB with kept versions"
+        in listener.until("READY")["STATUS"]
+    )
 
 
 def test_a_notify_socket_that_is_missing_keeps_nobody_from_being_served(

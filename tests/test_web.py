@@ -39,15 +39,22 @@ PAGES: Mapping[str, Handler] = {
 
 
 @asynccontextmanager
-async def served() -> AsyncIterator[int]:
+async def serving() -> AsyncIterator[tuple[web.WebServer, int]]:
     """PAGES on a port of their own."""
     server = web.WebServer(PAGES, guarded={"/guarded"})
     sock = socket.create_server(("127.0.0.1", 0))
     await server.start(sock)
     try:
-        yield sock.getsockname()[1]
+        yield server, sock.getsockname()[1]
     finally:
         await server.close()
+
+
+@asynccontextmanager
+async def served() -> AsyncIterator[int]:
+    """The port of PAGES."""
+    async with serving() as (_, port):
+        yield port
 
 
 @asynccontextmanager
@@ -107,7 +114,7 @@ async def test_nothing_can_be_done_but_read(method: str) -> None:
 @pytest.mark.parametrize(
     ("host", "status"),
     [
-        *(("127.0.0.1:9738", 200), ("127.0.0.1", 200), ("localhost:9738", 200), ("localhost", 200)),
+        *(("127.0.0.1:9738", 200), ("127.0.0.1", 200), ("localhost:9738", 200), ("Localhost", 200)),
         *(("[::1]:9738", 200), ("[::1]", 200), ("192.0.2.1", 200)),
         *(("evil.example:9738", 403), ("evil.example", 403), ("127.0.0.1.evil.example", 403)),
         *(("localhost.evil.example", 403), ("[evil]", 403), (":9738", 403), ("1", 403)),
@@ -153,6 +160,45 @@ async def test_who_stays_without_a_word_keeps_nobody_out() -> None:
         reader, writer = idle[-1]
         writer.write(b"GET /hello HTTP/1.1\r\nHost: x\r\n\r\n")
         assert (await reader.readline()).startswith(b"HTTP/1.1 200")
+
+
+async def end_of(reader: asyncio.StreamReader) -> None:
+    """Return when the server has cut the connection, whatever came before."""
+    with suppress(ConnectionError):
+        while await reader.read(1 << 16):
+            pass
+
+
+async def test_a_crowd_is_held_down_to_the_limit_at_once() -> None:
+    async with served() as port, AsyncExitStack() as stack:
+        crowd = [stack.enter_async_context(connected(port)) for _ in range(200)]
+        readers = [reader for reader, _ in await asyncio.gather(*crowd)]
+        ends = [asyncio.create_task(end_of(reader)) for reader in readers]
+        waiting = set(ends)
+        while len(waiting) > web.MAX_CLIENTS:
+            _, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        assert (await ask(port, "GET", "/hello"))[0] == 200
+        for end in ends:
+            end.cancel()
+
+
+async def test_who_does_not_read_is_cut_all_the_same() -> None:
+    """What it was sent before waits for it in vain: it would keep a descriptor for as long."""
+    async with serving() as (server, port), connected(port) as (reader, writer):
+        writer.write(b"GET /hello HTTP/1.1\r\nHost: x\r\n\r\n" * 50_000)
+        await reader.readexactly(1)
+        (deaf,) = server.clients
+        async with AsyncExitStack() as stack:
+            for _ in range(web.MAX_CLIENTS):
+                await stack.enter_async_context(connected(port))
+            while deaf in server.clients or deaf.transport is not None:
+                await asyncio.sleep(0)
+
+
+async def test_nobody_stays_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(web, "CLIENT_SECONDS", 0.01)
+    async with served() as port, connected(port) as (reader, _):
+        assert await cut(reader)
 
 
 def endless(data: bytes) -> bytes:
