@@ -21,6 +21,10 @@ async def hello(accept: str) -> Page:
     return Page(f"hello {accept}".encode(), headers={"X-Own": "1"})
 
 
+async def large(_accept: str) -> Page:
+    return Page(bytes(8 << 20))
+
+
 async def broken(_accept: str) -> Page:
     raise LookupError("a secret")
 
@@ -33,6 +37,7 @@ async def hangs(_accept: str) -> Page:
 PAGES: Mapping[str, Handler] = {
     "/hello": hello,
     "/guarded": hello,
+    "/large": large,
     "/broken": broken,
     "/hangs": hangs,
 }
@@ -99,7 +104,7 @@ async def test_an_unknown_page_is_answered_with_those_that_there_are() -> None:
     async with served() as port:
         status, text, _ = await ask(port, "GET", "/../etc/passwd")
     assert status == 404
-    assert text == "there is no such page; there are /hello, /guarded, /broken, /hangs\n"
+    assert text == "there is no such page; there are /hello, /guarded, /large, /broken, /hangs\n"
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS"])
@@ -185,14 +190,16 @@ async def test_a_crowd_is_held_down_to_the_limit_at_once() -> None:
 async def test_who_does_not_read_is_cut_all_the_same() -> None:
     """What it was sent before waits for it in vain: it would keep a descriptor for as long."""
     async with serving() as (server, port), connected(port) as (reader, writer):
-        writer.write(b"GET /hello HTTP/1.1\r\nHost: x\r\n\r\n" * 50_000)
+        writer.write(b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n" * 4)
         await reader.readexactly(1)
         (deaf,) = server.clients
+        while deaf.transport is None or not deaf.transport.get_write_buffer_size():
+            await ask(port, "GET", "/hello")
         async with AsyncExitStack() as stack:
             for _ in range(web.MAX_CLIENTS):
                 await stack.enter_async_context(connected(port))
-            while deaf in server.clients or deaf.transport is not None:
-                await asyncio.sleep(0)
+            while deaf.transport is not None:
+                await ask(port, "GET", "/hello")
 
 
 async def test_nobody_stays_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
