@@ -61,6 +61,7 @@ from peerstore.monitor import Monitor
 from peerstore.policy import Policy, Visit
 from peerstore.server import Limits, PeerServer, Rates
 from peerstore.session import Timeouts
+from peerstore.store.reader import SqliteReader
 from peerstore.store.snapshot import snapshot_when_due
 from peerstore.store.sqlite import Clocks, SqliteStore
 from peerstore.systemd import METRICS, ServiceManager, listen_sockets
@@ -130,6 +131,7 @@ class Daemon:
         key: KeyPair,
         store: SqliteStore,
         server: PeerServer,
+        reader: SqliteReader,
     ) -> None:
         self.config = loaded.config
         self.key = key
@@ -144,6 +146,7 @@ class Daemon:
         self.monitor = Monitor(
             server,
             store,
+            reader,
             config=lambda: self.config,
             watch=lambda: self.watch,
             uris=lambda: self.uris,
@@ -361,16 +364,19 @@ async def running(
             policy=policy(config, await store.reader.rules()),
             tally=tally,
         )
-        daemon = Daemon(loaded, read_config, key, store, server)
+        reader = await SqliteReader.open(database, connections=1)
+        stack.push_async_callback(reader.close)
+        daemon = Daemon(loaded, read_config, key, store, server, reader)
         daemon.manager = manager
         daemon.used_at = await _check_clock(store, used_at)
         daemon.serve_by(server.policy)
         stack.push_async_callback(_stop, server, store)
+        # Before peers come: where this can't be listened on there is no start.
+        await _serve_pages(daemon, passed, stack)
         source = channel_source(config, data_dir)
         if source is not None:
             await _watch(daemon, source, stack)
         await _listen(server, config, passed)
-        await _serve_pages(daemon, passed, stack)
         control = ControlServer(data_dir / SOCKET_NAME, daemon.methods())
         stack.callback(control.close)
         try:

@@ -88,7 +88,10 @@ class Metrics:
 
     def page(self, figures: Figures, accept: str) -> tuple[bytes, str]:
         """The metrics in the format that a scraper accepts, and its content type."""
-        encode, content_type = choose_encoder(accept)
+        try:
+            encode, content_type = choose_encoder(accept)
+        except (TypeError, ValueError):  # a version that is none
+            encode, content_type = choose_encoder("")
         return encode(_Moment(self._registry, self._tally, figures)), content_type
 
     def _committed(self, seconds: float, updates: int) -> None:
@@ -136,6 +139,12 @@ def _of_tally(tally: Tally) -> Iterator[Metric]:
             {(name,): count for name, count in messages.items()},
             "type",
         )
+    yield _counter(
+        "events",
+        "What sessions reported of peers, by its name in the log.",
+        {(event,): count for event, count in tally.events.items()},
+        "event",
+    )
     yield _counter(
         "updates",
         "Updates of backups that peers sent, by what became of them.",

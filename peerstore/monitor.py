@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import collections
-import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from peerstore import __version__
 from peerstore.config import Config
@@ -15,26 +15,48 @@ from peerstore.health import STUCK_SECONDS, Condition, Problem, problems
 from peerstore.metrics import Figures, Metrics, Source, Stored
 from peerstore.pages import Handler, Page
 from peerstore.server import PeerServer
-from peerstore.status import status_of
+from peerstore.status import SHOWN_ALARMS, SHOWN_SECONDS, status_of
 from peerstore.status_page import CONTENT_TYPE, HEADERS, render
-from peerstore.store.base import ALARM_KINDS
+from peerstore.store.base import ALARM_KINDS, Alarm, Sample
+from peerstore.store.reader import SqliteReader
 from peerstore.store.sqlite import SqliteStore
+from peerstore.types import BackupKind
 from peerstore.watch import ChannelWatch
 
 READ_SECONDS = 3.0
 """How long the database may take to answer before that is a problem of its own."""
 
+FRESH_SECONDS = 1.0
+"""For how long what it said is told to others who ask."""
+
 LAG_SECONDS = 0.25
 """How often it is measured how late the event loop is."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """What the database and its disk said; `error` is why they did not."""
+
+    error: str = ""
+    alarms: Mapping[str, int] = field(default_factory=dict)
+    kinds: Mapping[BackupKind, tuple[int, int]] = field(default_factory=dict)
+    newest: Sequence[Alarm] = ()
+    activity: Sequence[Sample] = ()
+    free: int | None = None
+
+
 class Monitor:
-    """Gathers what is shown; `config` and `watch` are as they are when they are asked for."""
+    """Gathers what is shown; `config` and `watch` are as they are when they are asked for.
+
+    It has a `reader` of its own, and reads once for all who ask at the same time: however many they
+    are, peers don't wait for it.
+    """
 
     def __init__(
         self,
         server: PeerServer,
         store: SqliteStore,
+        reader: SqliteReader,
         *,
         config: Callable[[], Config],
         watch: Callable[[], ChannelWatch | None],
@@ -43,6 +65,9 @@ class Monitor:
     ) -> None:
         self._server = server
         self._store = store
+        self.reader = reader
+        self._looking: asyncio.Task[_Look] | None = None
+        self._looked_at = 0.0
         self._config = config
         self._watch = watch
         self._uris = uris
@@ -70,18 +95,13 @@ class Monitor:
     async def problems(self) -> list[Problem]:
         """What is not well, the worst first."""
         store, watch, config = self._store, self._watch(), self._config()
-        try:
-            async with asyncio.timeout(READ_SECONDS):
-                alarms = await store.reader.alarm_counts()
-                free = await store.reader.free_space()
-        except TimeoutError:
-            return [Problem("the database does not answer: look at the disk", unready=True)]
-        except StoreError as error:
-            return [Problem(str(error), unready=True)]
+        look = await self._look()
+        if look.free is None:
+            return [Problem(look.error, unready=True)]
         return problems(
             Condition(
-                alarms=sum(alarms.values()),
-                disk_free=free,
+                alarms=sum(look.alarms.values()),
+                disk_free=look.free,
                 min_free_space=int(config.store.min_free_space),
                 bytes=(await store.counts()).bytes,
                 max_bytes=int(config.store.max_bytes),
@@ -105,6 +125,7 @@ class Monitor:
         return Page(b"ok\n")
 
     async def _show_status(self, _accept: str) -> Page:
+        problems, look = await self.problems(), await self._look()
         status = await status_of(
             config=self._config(),
             server=self._server,
@@ -113,7 +134,11 @@ class Monitor:
             uris=self._uris(),
             running=time.monotonic() - self._started_at,
             now=time.time(),
-            problems=await self.problems(),
+            problems=problems,
+            disk_free=look.free,
+            alarms=look.newest,
+            standing=sum(look.alarms.values()),
+            activity=look.activity,
         )
         # Codes and pictures take some milliseconds that peers need not wait.
         document = await asyncio.to_thread(render, status)
@@ -126,10 +151,7 @@ class Monitor:
     async def _figures(self) -> Figures:
         store, server, watch, config = self._store, self._server, self._watch(), self._config()
         unready = [each for each in await self.problems() if each.unready]
-        stored: Stored | None = None
-        free: int | None = None
-        with contextlib.suppress(StoreError):  # what else there is to be told is told
-            stored, free = await self._stored(), await store.reader.free_space()
+        look = await self._look()
         states = ("handshake", "init", "open", "closing")
         connections = collections.Counter(connection.state for connection in server.connections)
         return Figures(
@@ -139,24 +161,46 @@ class Monitor:
             ready=not unready,
             writable=not store.write_error and store.writing_for <= STUCK_SECONDS,
             connections={state: connections[state] for state in states},
-            stored=stored,
+            stored=None if look.error else await self._stored(look),
             max_bytes=int(config.store.max_bytes),
             max_peers=config.store.max_peers,
-            disk_free=free,
+            disk_free=look.free,
             min_free_space=int(config.store.min_free_space),
             source=None if watch is None else _source(watch),
         )
 
-    async def _stored(self) -> Stored:
-        store = self._store
-        kinds = await store.reader.kinds()
-        alarms = await store.reader.alarm_counts()
+    async def _stored(self, look: _Look) -> Stored:
         return Stored(
-            peers=(await store.counts()).peers,
-            backups={kind: backups for kind, (backups, _) in kinds.items()},
-            bytes={kind: size for kind, (_, size) in kinds.items()},
-            alarms={kind: alarms.get(kind, 0) for kind in ALARM_KINDS},
+            peers=(await self._store.counts()).peers,
+            backups={kind: backups for kind, (backups, _) in look.kinds.items()},
+            bytes={kind: size for kind, (_, size) in look.kinds.items()},
+            alarms={kind: look.alarms.get(kind, 0) for kind in ALARM_KINDS},
         )
+
+    async def _look(self) -> _Look:
+        """What the database says now, or said a moment ago."""
+        old = time.monotonic() - self._looked_at > FRESH_SECONDS
+        if self._looking is None or (self._looking.done() and old):
+            self._looked_at = time.monotonic()
+            self._looking = asyncio.create_task(self._read())
+        # One who asks may give up; the others wait on.
+        return await asyncio.shield(self._looking)
+
+    async def _read(self) -> _Look:
+        now = int(time.time())
+        try:
+            async with asyncio.timeout(READ_SECONDS):
+                return _Look(
+                    alarms=await self.reader.alarm_counts(),
+                    kinds=await self.reader.kinds(),
+                    newest=await self.reader.newest_alarms(SHOWN_ALARMS),
+                    activity=await self.reader.activity(now - SHOWN_SECONDS, now),
+                    free=await self.reader.free_space(),
+                )
+        except TimeoutError:
+            return _Look("the database does not answer: look at the disk")
+        except StoreError as error:
+            return _Look(str(error))
 
 
 def _source(watch: ChannelWatch) -> Source:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from peerstore import __version__
 from peerstore.config import Config
-from peerstore.errors import StoreError
 from peerstore.health import Problem
 from peerstore.server import PeerServer
 from peerstore.status_page import ShownAlarm, ShownRefusal, ShownSource, Status
@@ -41,23 +40,14 @@ async def status_of(
     running: float,
     now: float,
     problems: Sequence[Problem],
+    disk_free: int | None,
+    alarms: Sequence[Alarm],
+    standing: int,
+    activity: Sequence[Sample],
 ) -> Status:
-    """The status at `now`, in Unix seconds, after `running` seconds.
-
-    To `problems`, which are known already, comes what can't be read.
-    """
-    found = [problem.text for problem in problems]
+    """The status at `now`, in Unix seconds, after `running` seconds; of `standing` alarms `alarms`
+    are the newest."""
     counts = await store.counts()
-    free: int | None = None
-    standing = 0
-    alarms: list[Alarm] = []
-    activity: list[Sample] = []
-    try:
-        standing, alarms = await store.reader.newest_alarms(SHOWN_ALARMS)
-        free = await store.reader.free_space()
-        activity = await store.reader.activity(int(now) - SHOWN_SECONDS, int(now))
-    except StoreError as error:
-        found.append(str(error))
     return Status(
         now=now,
         running=running,
@@ -66,13 +56,13 @@ async def status_of(
         version=__version__,
         uris=uris,
         announced=bool(config.listen.announce),
-        problems=tuple(dict.fromkeys(found)),
+        problems=tuple(problem.text for problem in problems),
         connections=len(server.connections),
         peers=counts.peers,
         backups=counts.backups,
         bytes=counts.bytes,
         max_bytes=config.store.max_bytes,
-        disk_free=free,
+        disk_free=disk_free,
         source=None if watch is None else _source(config.channels.source, watch),
         activity=activity,
         refusals=_refusals(server),

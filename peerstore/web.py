@@ -97,7 +97,7 @@ class WebServer:
         if request.method not in ("GET", "HEAD"):
             text = "pages here can be read and nothing else: use GET"
             return Page(f"{text}\n".encode(), status=405, headers={"Allow": "GET, HEAD"})
-        if request.path in self._guarded and not _is_address(request.host):
+        if request.path in self._guarded and not _is_address(request.headers.get("Host", "")):
             text = "ask by IP address or as localhost, also through a proxy (Host:)"
             return _text(text, 403)
         try:

@@ -155,7 +155,8 @@ def daemon(node: Node, tmp_path: Path) -> Daemon:
     def read_config() -> Any:
         return load(tmp_path, None, {})
 
-    return Daemon(read_config(), read_config, node.server.key, node.store, node.server)
+    store = node.store
+    return Daemon(read_config(), read_config, node.server.key, store, node.server, store.reader)
 
 
 @pytest.fixture

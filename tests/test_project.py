@@ -42,7 +42,7 @@ ALLOWED: dict[str, set[str]] = {
     "listening": set(),
     "monitor": {
         *("errors", "tally", "config", "health", "metrics", "server", "store", "watch", "pages"),
-        *("status", "status_page"),
+        *("status", "status_page", "types"),
     },
     "connection": {"errors", "types", "transport"},
     "streams": {"errors", "types", "wire"},

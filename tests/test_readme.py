@@ -112,7 +112,7 @@ def documented() -> Iterator[tuple[str, str, str]]:
 def methods() -> dict[str, Callable[..., Any]]:
     """The daemon's methods; nothing is called, so there is nothing behind them."""
     nothing = cast("Any", SimpleNamespace(config=Config(), reader=None, tally=Tally()))
-    return daemon_module.Daemon(nothing, nothing, nothing, nothing, nothing).methods()
+    return daemon_module.Daemon(nothing, nothing, nothing, nothing, nothing, nothing).methods()
 
 
 def test_every_method_of_the_control_socket_is_in_the_readme() -> None:

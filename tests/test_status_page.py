@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aiohttp import web
+from aiohttp import ClientSession, web
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -29,6 +29,7 @@ from peerstore.daemon import Daemon, running
 from peerstore.markup import element, plain
 from peerstore.status import SHOWN_ALARMS
 from peerstore.status_page import (
+    CONTENT_SECURITY_POLICY,
     HEADERS,
     LONGEST_TEXT,
     ShownAlarm,
@@ -506,7 +507,7 @@ async def test_a_daemon_notes_by_itself(data_dir: Path) -> None:
 
 async def test_a_database_that_cannot_be_read_is_a_problem_and_not_the_end(data_dir: Path) -> None:
     async with started(data_dir) as daemon:
-        await daemon.store.reader.close()
+        await daemon.monitor.reader.close()
         assert "Not well:the store is closed" in Page(await page_of(daemon)).text
 
 
@@ -553,6 +554,33 @@ async def served(*statuses: Status) -> AsyncIterator[list[str]]:
         yield [f"http://{host}:{port}/{number}" for number in range(len(statuses))]
     finally:
         await runner.cleanup()
+
+
+async def test_a_browser_shows_the_page_of_a_daemon(browser: Browser, data_dir: Path) -> None:
+    async with started(data_dir, 'alias="Ours"', "metrics.listen=127.0.0.1:0") as daemon:
+        assert not await handed_in(daemon, b"x" * 2048)
+        assert daemon.status_page is not None
+        await asyncio.to_thread(browser.open, "about:blank")
+        await asyncio.to_thread(browser.requests)
+        await asyncio.to_thread(browser.complaints)
+        await asyncio.to_thread(browser.open, daemon.status_page)
+        shown = await asyncio.to_thread(browser.run, "return document.body.innerText")
+        assert await asyncio.to_thread(browser.complaints) == []
+        assert set(await asyncio.to_thread(browser.requests)) == {daemon.status_page}
+    for text in ("Ours", "All is well", daemon.key.node_id.hex(), "2.0 KiB"):
+        assert text in shown
+
+
+async def test_the_page_of_a_daemon_comes_with_its_policy_and_under_no_name(data_dir: Path) -> None:
+    async with started(data_dir, "metrics.listen=127.0.0.1:0") as daemon:
+        assert daemon.status_page is not None
+        async with ClientSession() as session:
+            async with session.get(daemon.status_page) as page:
+                assert page.status == 200
+                assert page.content_type == "text/html"
+                assert page.headers["Content-Security-Policy"] == CONTENT_SECURITY_POLICY
+            async with session.get(daemon.status_page, headers={"Host": "evil.example"}) as page:
+                assert page.status == 403
 
 
 def hostile(status: Status) -> Status:

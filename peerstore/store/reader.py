@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 import itertools
@@ -256,7 +257,8 @@ class SqliteReader:
         ((inside,),) = await self._all(
             "SELECT freelist_count * page_size FROM pragma_freelist_count, pragma_page_size"
         )
-        return disk_free(self._path) + int(inside)
+        # A disk that hangs must not keep the loop.
+        return await asyncio.to_thread(disk_free, self._path) + int(inside)
 
     async def kinds(self) -> dict[BackupKind, tuple[int, int]]:
         """Of each kind how many backups there are, and their bytes with kept versions."""
@@ -492,12 +494,13 @@ class SqliteReader:
             )
         )
 
-    async def newest_alarms(self, limit: int) -> tuple[int, list[Alarm]]:
-        """How many alarms stand, and the newest of them, which come first."""
-        standing = "FROM alarm WHERE acknowledged_at IS NULL"
-        ((count,),) = await self._all(f"SELECT count(*) {standing}")
-        rows = await self._all(f"SELECT {_ALARM} {standing} ORDER BY id DESC LIMIT ?", (limit,))
-        return count, [_alarm(row) for row in rows]
+    async def newest_alarms(self, limit: int) -> list[Alarm]:
+        """The newest of the alarms that stand, which come first."""
+        rows = await self._all(
+            f"SELECT {_ALARM} FROM alarm WHERE acknowledged_at IS NULL ORDER BY id DESC LIMIT ?",
+            (limit,),
+        )
+        return [_alarm(row) for row in rows]
 
     async def activity(self, since: int, until: int) -> list[Sample]:
         """What was noted between two times in Unix seconds, in the order of the clock."""
