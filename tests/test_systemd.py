@@ -20,7 +20,9 @@ from structlog.testing import capture_logs
 
 from peerstore import config, systemd
 from peerstore.cli.info import how_to_start
-from peerstore.errors import ListenError
+from peerstore.errors import ListenError, StoreError
+from peerstore.ownership import give_to_owner, new_file
+from peerstore.store.snapshot import snapshot
 from peerstore.systemd import REPORT_SECONDS, ServiceManager, listen_sockets
 from tests.daemon import HANG, LOOPBACK, Daemon, command_line, environment, run_command
 from tests.helpers import key_pair
@@ -297,10 +299,8 @@ def test_the_status_says_who_is_here_and_what_is_stored(
     address, listener = notify_socket
     daemon.extra = {"NOTIFY_SOCKET": address}
     daemon.start()
-    assert (
-        "; stored: 1 backups of 1 peers, 1.0 KiB with kept versions"
-        in listener.until("READY")["STATUS"]
-    )
+    status = listener.until("READY")["STATUS"]
+    assert "; stored: 1 backups of 1 peers, 1.0 KiB with kept versions" in status
 
 
 def test_a_notify_socket_that_is_missing_keeps_nobody_from_being_served(
@@ -644,3 +644,46 @@ def test_a_lock_that_is_a_link_is_refused(data_dir: Path, tmp_path: Path) -> Non
     line = result.stderr.splitlines()[-1]
     assert f"Error: the lock file {data_dir}/peerstore.lock can't be opened" in line
     assert other.read_text() == "kept"
+
+
+def test_a_link_in_the_place_of_a_file_that_is_made_is_not_followed(
+    data_dir: Path, tmp_path: Path
+) -> None:
+    """Root's commands would write where the daemon's user has it point to, and give it away."""
+    other = tmp_path / "other"
+    other.write_text("kept")
+    data_dir.mkdir(mode=0o700)
+    (data_dir / "peerstore.mark.new").symlink_to(other)
+    for command in (["init"], ["peers", "deny", "02" + "11" * 32]):
+        result = run_command(data_dir, *command)
+        assert result.code == 0, result.stderr
+    assert other.read_text() == "kept"
+    assert not (data_dir / "peerstore.mark").is_symlink()
+    for made in (f".copy.db.{os.getpid()}.partial", "copy.db"):
+        (data_dir / made).unlink(missing_ok=True)
+        (data_dir / made).symlink_to(tmp_path / "new")
+        with contextlib.suppress(StoreError):  # there is a file of the name already
+            snapshot(data_dir / "peerstore.db", data_dir / "copy.db")
+        assert not (tmp_path / "new").exists()
+
+
+def test_a_new_file_is_made_through_no_link(tmp_path: Path) -> None:
+    link, other = tmp_path / "link", tmp_path / "other"
+    link.symlink_to(other)
+    with pytest.raises(FileExistsError):
+        new_file(link)
+    assert not other.exists()
+
+
+def test_a_file_of_two_names_is_not_given_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[int] = []
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(os, "fchown", lambda descriptor, _user, _group: given.append(descriptor))
+    with contextlib.closing(os.fdopen(new_file(tmp_path / "one"), "w")) as file:
+        give_to_owner(file.fileno(), tmp_path)
+        assert given == [file.fileno()]
+        (tmp_path / "another").hardlink_to(tmp_path / "one")
+        give_to_owner(file.fileno(), tmp_path)
+        assert given == [file.fileno()]

@@ -23,7 +23,7 @@ def init(app: App) -> None:
     from peerstore.configured import lock_paths, uris
     from peerstore.daemon import open_data_directory
     from peerstore.datadir import locked
-    from peerstore.ownership import give_to_owner
+    from peerstore.ownership import give_to_owner, new_file
     from peerstore.store.migrate import packaged
     from peerstore.store.sqlite import Clocks, SqliteStore
 
@@ -32,7 +32,7 @@ def init(app: App) -> None:
     key, new = open_data_directory(app.data_dir, config, os.environ)
     config_path = app.data_dir / "config.toml"
     if app.config_file is None and not config_path.exists():
-        with config_path.open("w", encoding="utf-8") as file:
+        with os.fdopen(new_file(config_path), "w", encoding="utf-8") as file:
             file.write(packaged("config.example.toml").read_text(encoding="utf-8"))
             give_to_owner(file.fileno(), app.data_dir)
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from peerstore.ownership import give_to_owner
+from peerstore.ownership import give_to_owner, new_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,8 @@ def write_mark(path: Path, mark: Mark) -> None:
     """
     temporary = path.with_name(f"{path.name}.new")
     try:
-        with temporary.open("w") as file:
+        temporary.unlink(missing_ok=True)  # left behind by a process that was killed
+        with os.fdopen(new_file(temporary), "w") as file:
             json.dump({"epoch": mark.epoch.hex(), "revision": mark.revision}, file)
             give_to_owner(file.fileno(), path.parent)
         temporary.replace(path)

@@ -16,6 +16,7 @@ from pathlib import Path
 import aiosqlite
 
 from peerstore.errors import SchemaError
+from peerstore.ownership import new_file
 from peerstore.store.base import channel_digest
 from peerstore.types import BackupKind, ChannelState, Slot
 
@@ -117,6 +118,7 @@ async def _keep_copy(path: Path, database: aiosqlite.Connection, version: int, n
     partial = copy.with_name(f".{path.name}.upgrade.partial")
     try:
         partial.unlink(missing_ok=True)
+        os.close(new_file(partial))  # SQLite would follow a link of this name
         target = sqlite3.connect(partial, check_same_thread=False)
         try:
             await database.backup(target)

@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from peerstore.errors import SchemaError, StoreError
-from peerstore.ownership import give_to_owner
+from peerstore.ownership import give_to_owner, new_file
 from peerstore.store.base import Revision
 from peerstore.store.mark import mark_path, read_mark
 from peerstore.store.migrate import APPLICATION_ID, CHANNEL_SCHEMA, migrations, sync
@@ -105,6 +105,8 @@ def snapshot(database: Path, destination: Path) -> None:
         raise StoreError(f"{destination} exists already: choose another name")
     partial = destination.with_name(f".{destination.name}.{os.getpid()}.partial")
     try:
+        partial.unlink(missing_ok=True)
+        os.close(new_file(partial))  # SQLite would follow a link of this name
         with (
             closing(_open_read_only(database)) as source,
             closing(sqlite3.connect(partial)) as target,
@@ -207,8 +209,11 @@ def restore(
                 connection.execute(
                     "UPDATE peer SET last_height = NULL, last_aged = (SELECT aged FROM meta)"
                 )
-        with incoming.open("rb") as file:
-            give_to_owner(file.fileno(), database.parent)
+        descriptor = os.open(incoming, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            give_to_owner(descriptor, database.parent)
+        finally:
+            os.close(descriptor)
         kept = None
         if database.exists():
             kept = database.with_name(f"{database.name}.replaced-{now}")

@@ -12,7 +12,7 @@ from pathlib import Path
 import aiosqlite
 
 from peerstore.errors import SchemaError
-from peerstore.ownership import give_to_owner
+from peerstore.ownership import give_to_owner, new_file
 from peerstore.store import operations
 from peerstore.store.base import channel_digest
 from peerstore.store.history import Kept
@@ -255,7 +255,7 @@ def check_header(path: Path) -> None:
 def make_file(path: Path) -> None:
     """Make the empty file of a new database, which then belongs to whom its directory belongs."""
     with contextlib.suppress(FileExistsError):
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        descriptor = new_file(path)
         try:
             give_to_owner(descriptor, path.parent)
         finally:
