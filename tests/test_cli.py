@@ -15,6 +15,7 @@ import sqlite3
 import stat
 import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -771,6 +772,30 @@ def test_an_interrupted_command_says_so(tmp_path: Path) -> None:
 
 
 # run
+
+
+def test_a_reload_during_the_start_does_not_end_it(data_dir: Path, tmp_path: Path) -> None:
+    configuration = tmp_path / "pipe.toml"
+    os.mkfifo(configuration)
+
+    class Named(Daemon):
+        def command_line(self) -> list[str]:
+            command = super().command_line()
+            return [*command[:3], "--config", str(configuration), *command[3:]]
+
+    daemon = Named(data_dir)
+
+    def hang_up() -> None:
+        # Who reads waits for the end of what is written.
+        with configuration.open("w"):
+            os.kill(daemon.process_id, signal.SIGHUP)
+            (tmp_path / "empty.toml").touch()
+            (tmp_path / "empty.toml").replace(configuration)
+
+    with closing(daemon), ThreadPoolExecutor() as pool:
+        done = pool.submit(hang_up)
+        daemon.start()
+        done.result(HANG)
 
 
 def test_run_tells_people_where_peers_connect_to(data_dir: Path) -> None:

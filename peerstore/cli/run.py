@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -22,6 +23,8 @@ def run(app: App) -> None:
     In an empty data directory the key and the database are made first. Keep the key safe: without
     it no peer finds its backup again.
     """
+    # Until it is up the configuration is being read anyway.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     import asyncio
 
     from peerstore import daemon, log
