@@ -25,6 +25,12 @@ REPORT_SECONDS = 10.0
 START_SECONDS = 60
 """How much longer the start may take after each report, as long as these come."""
 
+MAX_PASSED = 512
+"""How many sockets may be passed on; more are a mistake."""
+
+SHORTEST_SECONDS = 0.1
+"""How often at most the service manager hears how it goes, whatever the watchdog asks for."""
+
 METRICS = "metrics"
 """The name of the sockets (FileDescriptorName=) that are not for peers."""
 
@@ -42,10 +48,11 @@ class ServiceManager:
 
     @property
     def interval(self) -> float:
-        """Seconds from one report to the next: less than half of what the watchdog allows."""
+        """Seconds from one report to the next: less than half of what the watchdog allows, as long
+        as that is no mistake."""
         if self._watchdog is None:
             return REPORT_SECONDS
-        return min(REPORT_SECONDS, self._watchdog / 3)
+        return max(SHORTEST_SECONDS, min(REPORT_SECONDS, self._watchdog / 3))
 
     def say(self, **variables: str) -> None:
         """Tell variables and their values, such as READY="1".
@@ -134,13 +141,16 @@ def listen_sockets(environ: Mapping[str, str]) -> list[tuple[str, socket.socket]
 
     Raises ListenError for what is no TCP socket that listens.
     """
-    if not environ.get("LISTEN_FDS") or not _for_this_process(environ.get("LISTEN_PID", "")):
+    text = environ.get("LISTEN_FDS", "")
+    # Without LISTEN_PID they are nobody's: the descriptors may be anything of this process.
+    if text in ("", "0") or environ.get("LISTEN_PID") != str(os.getpid()):
         return []
-    if environ["LISTEN_FDS"] == "0":
-        return []
-    count = _number(environ["LISTEN_FDS"])
-    if count == 0:
-        raise ListenError(f"LISTEN_FDS={environ['LISTEN_FDS']:.40} is no number of sockets")
+    count = _number(text)
+    if not 0 < count <= MAX_PASSED:
+        raise ListenError(
+            f"LISTEN_FDS={text:.40} is no number of sockets from 1 to {MAX_PASSED}: unset it, or"
+            " have the service manager set it"
+        )
     names = environ.get("LISTEN_FDNAMES", "").split(":")
     return list(_passed(count, [*names, *[""] * count]))
 

@@ -136,6 +136,8 @@ def test_a_notify_socket_that_refuses_is_one_warning(
         ({"WATCHDOG_USEC": "6000000", "WATCHDOG_PID": str(os.getpid())}, 2.0, True),
         ({"WATCHDOG_USEC": "6000000", "WATCHDOG_PID": "1"}, REPORT_SECONDS, False),
         ({"WATCHDOG_USEC": "3600000000"}, REPORT_SECONDS, True),
+        # More often than that nobody can mean.
+        ({"WATCHDOG_USEC": "1"}, 0.1, True),
     ],
 )
 def test_the_watchdog_hears_from_the_process_that_is_meant(
@@ -443,8 +445,14 @@ def test_a_socket_for_metrics_is_not_for_peers(
     daemon.close()
 
 
-def test_sockets_for_another_process_are_left_alone() -> None:
-    assert listen_sockets({"LISTEN_FDS": "1", "LISTEN_PID": "1"}) == []
+def passed(count: str, **others: str) -> dict[str, str]:
+    """The variables of sockets that are for this process."""
+    return {"LISTEN_FDS": count, "LISTEN_PID": str(os.getpid()), **others}
+
+
+@pytest.mark.parametrize("process", [{"LISTEN_PID": "1"}, {"LISTEN_PID": ""}, {}])
+def test_sockets_for_another_process_are_left_alone(process: dict[str, str]) -> None:
+    assert listen_sockets({"LISTEN_FDS": "1", **process}) == []
 
 
 def unix_socket() -> socket.socket:
@@ -477,7 +485,7 @@ def test_a_socket_of_a_wrong_kind_is_refused(
     number = make().detach()  # it is closed by who looks at it
     monkeypatch.setattr(systemd, "FIRST_PASSED", number)
     with pytest.raises(ListenError) as caught:
-        listen_sockets({"LISTEN_FDS": "1", "LISTEN_FDNAMES": "peers"})
+        listen_sockets(passed("1", LISTEN_FDNAMES="peers"))
     assert str(caught.value) == (
         "the socket peers that was passed on is no TCP socket that listens: the socket unit needs"
         " ListenStream= with address and port, and Accept=no"
@@ -497,13 +505,13 @@ def test_a_socket_that_is_not_there_is_refused(
 
 @pytest.mark.parametrize("text", ["", "0"])
 def test_no_sockets_are_none(text: str) -> None:
-    assert listen_sockets({"LISTEN_FDS": text}) == []
+    assert listen_sockets(passed(text)) == []
 
 
-@pytest.mark.parametrize("text", ["two", "-1", "1.0"])
+@pytest.mark.parametrize("text", ["two", "-1", "1.0", "513", "1000000000000000000"])
 def test_a_count_of_sockets_that_is_none_is_refused(text: str) -> None:
-    with pytest.raises(ListenError, match=r"^LISTEN_FDS="):
-        listen_sockets({"LISTEN_FDS": text})
+    with pytest.raises(ListenError, match=r"^LISTEN_FDS=.* is no number of sockets"):
+        listen_sockets(passed(text))
 
 
 # Directories that can't be used
