@@ -46,6 +46,7 @@ from peerstore.config_values import (
     Timeout,
 )
 from peerstore.errors import ConfigError
+from peerstore.files import open_file
 from peerstore.types import Network, is_onion
 
 SYSTEM_DATA_DIRECTORY = Path("/var/lib/peerstore")
@@ -326,7 +327,9 @@ def _read(file: Path, *, required: bool) -> dict[str, Any] | None:
     source = f"file {file}"
     try:
         # Editors on Windows begin a file with a byte order mark.
-        text = file.read_bytes().decode("utf-8-sig")
+        # One that is named, as with --config, may be a pipe of the operator's.
+        with file.open("rb") if required else open_file(file) as opened:
+            text = opened.read().decode("utf-8-sig")
     except FileNotFoundError:
         # A dangling link is a mistake, and no reason to serve another network with defaults.
         if required or file.is_symlink():

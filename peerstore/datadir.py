@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from peerstore.errors import DataDirectoryError, KeyFileError
+from peerstore.files import open_file
 from peerstore.ownership import give_to_owner
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ def load_key(path: Path, *, private: bool = True) -> KeyPair:
     none.
     """
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             mode = os.fstat(file.fileno()).st_mode
             text = file.read(1024)
     except FileNotFoundError:

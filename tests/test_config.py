@@ -601,6 +601,18 @@ def test_a_directory_in_place_of_the_file_is_an_error(tmp_path: Path) -> None:
     )
 
 
+def test_a_pipe_in_place_of_the_file_holds_nobody_up(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "config.toml")  # nobody writes to it
+    assert refusal(tmp_path) == (
+        f"file {tmp_path / 'config.toml'}: can't be read (it is a pipe or a device, not a file); "
+        "it must be a file that peerstore may read"
+    )
+
+
+def test_a_file_that_is_named_may_be_a_device(tmp_path: Path) -> None:
+    assert load(tmp_path, Path("/dev/null"), {}).config == Config()
+
+
 def test_a_file_in_place_of_the_data_directory_is_left_to_who_makes_it(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert load(tmp_path / "file", None, {}).config == Config()

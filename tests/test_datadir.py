@@ -294,6 +294,22 @@ def test_a_directory_in_the_place_of_the_key_is_refused(tmp_path: Path) -> None:
     assert path.is_dir()
 
 
+def test_a_pipe_in_the_place_of_the_key_holds_nobody_up(tmp_path: Path) -> None:
+    path = tmp_path / KEY_NAME
+    os.mkfifo(path, 0o600)  # nobody writes to it
+    for load in (load_key, load_or_make_key):
+        with pytest.raises(KeyFileError) as caught:
+            load(path)
+        assert "it is a pipe or a device, not a file" in one_line(caught, path)
+
+
+def test_a_device_is_no_key(tmp_path: Path) -> None:
+    path = tmp_path / KEY_NAME
+    path.symlink_to("/dev/zero")
+    with pytest.raises(KeyFileError, match="it is a pipe or a device, not a file"):
+        load_key(path, private=False)
+
+
 def test_a_key_in_a_directory_that_is_missing_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for path in (tmp_path / "missing" / KEY_NAME, tmp_path / "file" / KEY_NAME):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import ssl
-import stat
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ import msgspec
 
 from peerstore.channels.answers import Rows, decode, printable
 from peerstore.errors import SourceError
+from peerstore.files import NotAFileError, open_file
 
 T = TypeVar("T")
 
@@ -49,11 +49,10 @@ class Access:
 def read_credential(path: Path, what: str) -> bytes:
     """A file's bytes; raises SourceError that names it, never what is in it."""
     try:
-        # A pipe or device of that name must not hold the daemon up.
-        with open(path, "rb", opener=_open_at_once) as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise SourceError(f"{what} {path} is no file: correct the path")
+        with open_file(path) as file:
             data = file.read(_MAX_CREDENTIAL)
+    except NotAFileError as error:
+        raise SourceError(f"{what} {path} is no file: correct the path") from error
     except FileNotFoundError as error:
         raise SourceError(
             f"{what} {path} is not there: put it there, or correct the path"
@@ -65,10 +64,6 @@ def read_credential(path: Path, what: str) -> bytes:
     if not data.strip():
         raise SourceError(f"{what} {path} is empty: put it there anew")
     return data
-
-
-def _open_at_once(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK)
 
 
 class HttpApi:
