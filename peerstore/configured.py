@@ -23,16 +23,18 @@ def lock_paths(data_dir: Path, config: Config) -> tuple[Path, Path]:
     return data_dir / LOCK_NAME, database.with_suffix(".lock")
 
 
-def uris(config: Config, node_id: NodeId, addresses: list[tuple[str, int]]) -> list[str]:
-    """What peers connect to: the announced addresses, else those that are listened on.
+def reachable(host: str) -> str:
+    """The host of an address that is listened on, the loopback one where it means every interface:
+    that is true at least on this machine."""
+    loopback = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - what to replace
+    return loopback.get(host, host)
 
-    An address that means every interface is shown as the loopback one, which is true at least
-    on this machine.
-    """
+
+def uris(config: Config, node_id: NodeId, addresses: list[tuple[str, int]]) -> list[str]:
+    """What peers connect to: the announced addresses, else those that are listened on."""
     shown = [(address.host, address.port) for address in config.listen.announce]
     if not shown:
-        loopback = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - what to replace
-        shown = [(loopback.get(host, host), port) for host, port in addresses]
+        shown = [(reachable(host), port) for host, port in addresses]
     return [str(NodeAddress(node_id, host, port)) for host, port in dict.fromkeys(shown)]
 
 

@@ -31,6 +31,7 @@ from peerstore.configured import (
     lock_paths,
     policy,
     quotas,
+    reachable,
     retention,
     route,
     uris,
@@ -601,7 +602,8 @@ async def _serve_pages(
     stack.push_async_callback(web.close)
     for sock in sockets:
         await web.start(sock)
-    daemon.status_page = f"http://{format_host_port(*sockets[0].getsockname()[:2])}/"
+    host, port = sockets[0].getsockname()[:2]
+    daemon.status_page = f"http://{format_host_port(reachable(host), port)}/"
 
 
 async def _ended(task: asyncio.Task[None]) -> None:
