@@ -248,6 +248,31 @@ def test_info_counts_what_was_told_of_peers_since_the_start(daemon: Daemon) -> N
     assert answered(daemon.command("info", "--json"))["events"] == {}
 
 
+def test_info_shows_the_newest_of_many_alarms(data_dir: Path) -> None:
+    assert run_command(data_dir, "init").code == 0
+    with closing(sqlite3.connect(data_dir / "peerstore.db")) as database, database:
+        database.executemany(
+            "INSERT INTO alarm (kind, text, raised_at, last_at) VALUES ('shrink', ?, 0, 0)",
+            [(f"what happened to {number}.",) for number in range(1, 1251)],
+        )
+    document = run_command(data_dir, "info", "--json").document
+    assert document["alarms_count"] == 1250
+    assert [alarm["number"] for alarm in document["alarms"]] == list(range(1151, 1251))
+    assert any("1,250 alarms stand" in problem for problem in document["problems"])
+    shown = run_command(data_dir, "info").stdout
+    found = re.findall(r"what happened to (\d+)\.", shown)
+    assert found == [str(number) for number in range(1231, 1251)]
+    assert "1,230 more, older ones: `peerstore alarms list`" in shown
+
+
+def test_info_shows_a_status_page_of_all_interfaces_where_it_is_here(data_dir: Path) -> None:
+    settings = [*LOOPBACK, "metrics.listen=0.0.0.0:0"]
+    with closing(Daemon(data_dir, settings)) as daemon:
+        daemon.start()
+        page = daemon.command("info", "--json").document["status_page"]
+    assert re.fullmatch(r"http://127\.0\.0\.1:\d+/", page)
+
+
 def test_info_after_a_kill_says_that_it_does_not_run(daemon: Daemon) -> None:
     daemon.kill()
     document = answered(daemon.command("--json", "info"))

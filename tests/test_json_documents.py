@@ -155,6 +155,7 @@ INFO = {
     "versions": int,
     "bytes": int,
     "max_bytes": int,
+    "alarms_count": int,
     "alarms": [ALARM],
     "data_dir": str,
     "disk_free": int,

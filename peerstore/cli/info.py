@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,12 @@ from peerstore.cli.common import App, ask, json_option, pass_app
 from peerstore.cli.output import facts, wrapped
 from peerstore.health import Condition, problems
 from peerstore.words import counted, size
+
+ALARMS = 100
+"""How many alarms the document has at most, the newest."""
+
+ALARMS_SHOWN = 20
+"""How many are shown to people."""
 
 
 @click.command()
@@ -49,7 +56,7 @@ async def _gather(app: App) -> dict[str, Any]:
     async with await SqliteReader.open(app.database) as reader:
         meta = await reader.meta()
         newest_at = await reader.newest_at()
-        alarms = await reader.alarms(acknowledged=False)
+        standing, alarms = await reader.newest_alarms(ALARMS)
         free = await reader.free_space()
     live: dict[str, Any] = {}
     running = is_locked(app.data_dir / LOCK_NAME)
@@ -75,12 +82,14 @@ async def _gather(app: App) -> dict[str, Any]:
         "versions": meta.counts.versions,
         "bytes": meta.counts.bytes,
         "max_bytes": int(config.store.max_bytes),
-        "alarms": [alarm_document(alarm) for alarm in alarms],
+        "alarms_count": standing,
+        # The newest of them, the last one last.
+        "alarms": [alarm_document(alarm) for alarm in reversed(alarms)],
         "data_dir": str(app.data_dir),
         "disk_free": shutil.disk_usage(app.database.parent).free,
     }
     condition = Condition(
-        alarms=len(alarms),
+        alarms=standing,
         disk_free=free,
         min_free_space=int(config.store.min_free_space),
         bytes=meta.counts.bytes,
@@ -142,10 +151,17 @@ def _words(found: dict[str, Any]) -> str:
         ),
         *([("Channels", _source_words(source))] if source else []),
         ("Directory", f"{found['data_dir']}, {size(found['disk_free'])} free"),
-        *(("ALARM", f"{a['number']} ({a['kind']}): {a['text']}") for a in found["alarms"]),
+        *_alarm_lines(found["alarms_count"], found["alarms"][-ALARMS_SHOWN:]),
         *(("Event", f"{name}: {n} since the start") for name, n in sorted(events.items())),
     ]
     return f"{wrapped(well)}\n\n{facts(lines)}"
+
+
+def _alarm_lines(standing: int, shown: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
+    for alarm in shown:
+        yield "ALARM", f"{alarm['number']} ({alarm['kind']}): {alarm['text']}"
+    if standing > len(shown):
+        yield "ALARM", f"{standing - len(shown):,} more, older ones: `peerstore alarms list`"
 
 
 def _source_words(source: dict[str, Any]) -> str:
