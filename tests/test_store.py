@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from peerstore.errors import DamagedBackupError, StoreError
 from peerstore.store import sqlite as sqlite_store
@@ -412,6 +413,37 @@ async def test_a_commit_that_fails_changes_nothing(
     await store.close()
     store = await backend.open()
     assert await all_of(await store.open_lease(ALICE, Recorder())) == {ALICES: b"new"}
+
+
+async def test_the_same_failure_is_logged_once_an_hour_and_its_end_once(
+    backend: SqliteBackend, store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail() -> None:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    def told() -> list[str]:
+        return [f"{log['log_level']} {log['event']}: {log['error']}" for log in logs]
+
+    failed = "error commit_failed: disk I/O error"
+    lease = await store.open_lease(ALICE, Recorder())
+    with capture_logs() as logs:
+        with monkeypatch.context() as patch:
+            patch.setattr(store._writer, "commit", fail)
+            for number, seconds in enumerate((0, 1, 3598, 1, 1), 1):
+                backend.clock.advance(seconds)
+                lease.put(number, ALICES, b"lost")
+                await store.settle()
+                # From the hour on once more.
+                assert told() == [failed] * (1 if number < 4 else 2)
+        for number in (6, 7):
+            lease.put(number, ALICES, b"kept %d" % number)
+            await store.settle()
+        assert told()[2:] == ["info commits_resumed: disk I/O error"]
+        with monkeypatch.context() as patch:
+            patch.setattr(store._writer, "commit", fail)
+            lease.put(8, ALICES, b"lost again")
+            await store.settle()
+        assert told()[3:] == [failed]
 
 
 @pytest.mark.parametrize(

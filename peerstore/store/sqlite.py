@@ -70,6 +70,9 @@ FLUSH_SECONDS = 60.0
 RETRY_SECONDS = 10.0
 """The same while the database can't be written: so that it shows when it can."""
 
+REPEAT_SECONDS = 3600.0
+"""How often at most the same failure is logged while it lasts."""
+
 LATE_VISIT_SECONDS = 3600
 """How old the last written visit of a peer may get; one at another height is written at once."""
 
@@ -145,6 +148,8 @@ class SqliteStore:
         """Whether that is known: as long as it is not, no peer is displaced."""
         self.write_error = ""
         """Why the database can't be written, "" when the last time it could."""
+        self._told_at = 0.0
+        """When that was logged."""
         self._writing_since: float | None = None
         # Bound once: a lazy logger is made anew at every call.
         self.log = structlog.get_logger().bind()
@@ -642,7 +647,7 @@ class SqliteStore:
                 await self._writer.rollback()  # who gives way was looked for
         else:
             await statements.write(plan, tx, planner.totals)
-            self.write_error = ""
+            self._written()
             self._tally.committed(self._clocks.monotonic() - began, len(plan.outcomes))
             self._totals = planner.totals
             for each in plan.displaced:
@@ -711,7 +716,7 @@ class SqliteStore:
             await statements.write_times(tx, self._totals.last_revision)
             touched = await operation(tx)
             await self._writer.commit()
-            self.write_error = ""
+            self._written()
             self._visits_written()
             counts = (await self.reader.meta()).counts
             self._totals = self._counted(counts, self._totals.last_revision)
@@ -869,9 +874,20 @@ class SqliteStore:
         wanted = self.quotas.min_free_space
         return disk_free(self.path) < wanted and await self.reader.free_space() < wanted
 
+    def _written(self) -> None:
+        """A transaction was committed."""
+        if self.write_error:
+            _log.info("commits_resumed", error=self.write_error)
+        self.write_error = ""
+
     async def _failed(self, error: Exception) -> str:
+        known = isinstance(error, sqlite3.Error)
+        now = self._clocks.monotonic()
+        # It is tried again every few seconds, with every peer's update.
+        if not known or str(error) != self.write_error or now - self._told_at >= REPEAT_SECONDS:
+            self._told_at = now
+            _log.error("commit_failed", error=str(error), exc_info=not known)
         self.write_error = str(error)
-        _log.error("commit_failed", error=str(error), exc_info=not isinstance(error, sqlite3.Error))
         try:
             await self._writer.rollback()
         except sqlite3.Error as rollback_error:
@@ -932,7 +948,7 @@ class SqliteStore:
             self._visits_not_written()
             await self._failed(error)
         else:
-            self.write_error = ""
+            self._written()
             self._visits_written()
 
     async def _write_visits(self, tx: Transaction) -> set[NodeId]:
