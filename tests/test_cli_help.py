@@ -101,6 +101,13 @@ def test_a_word_of_a_title_is_enough(topic: str, name: str) -> None:
     assert names(topic) == [name]
 
 
+@pytest.mark.parametrize(
+    ("topic", "name"), [("events", "what-the-log-says"), ("backup", "copies-of-the-database")]
+)
+def test_a_word_that_one_would_look_for_is_enough(topic: str, name: str) -> None:
+    assert [each.name for each in find(topic, list(sections(README)))] == [name]
+
+
 @pytest.mark.parametrize("topic", ["", "-", "torr", "over home", "run it again", "\x1b[31m"])
 def test_what_is_in_no_title_is_no_topic(topic: str) -> None:
     assert names(topic) == []

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import re
 import shlex
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +19,7 @@ from peerstore import daemon as daemon_module
 from peerstore.config import Config
 from peerstore.control import call
 from peerstore.tally import Tally
-from tests.daemon import Daemon
+from tests.daemon import HANG, Daemon
 from tests.test_cli_peers import (
     ALICE,
     CLOSED,
@@ -36,6 +38,8 @@ from tests.test_cli_peers import (
     visit,
 )
 from tests.test_project import ROOT, readme_command
+
+README = (ROOT / "README.md").read_text()
 
 
 @pytest.fixture
@@ -96,13 +100,37 @@ def test_an_operators_morning(running: Daemon, tmp_path: Path) -> None:
     assert running.command("info").stdout.startswith("All is well.\n")
 
 
+@pytest.mark.parametrize(("code", "restarted"), [(0, False), (1, False), (3, True)])
+def test_a_script_restarts_only_what_does_not_run(
+    tmp_path: Path, code: int, restarted: bool
+) -> None:
+    """Who may not read the directory is told so with 1, by a daemon that may serve well."""
+    (line,) = re.findall(r"^peerstore info --running.*$", README, re.MULTILINE)
+    for name, does in (("peerstore", f"exit {code}"), ("systemctl", f"echo $* > {tmp_path}/done")):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{does}\n")
+        (tmp_path / name).chmod(0o700)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    subprocess.run(["/bin/sh", "-c", line], env={"PATH": path}, check=True, timeout=HANG)
+    assert (tmp_path / "done").exists() is restarted
+
+
+def test_the_compose_section_begins_where_the_one_before_ends() -> None:
+    _, _, section = README.partition("### With compose")
+    section, _, _ = section.partition("\n## ")
+    steps = (
+        *("Build the image first", "docker cp peerstore:/data/node.key secrets/"),
+        *("docker rm -f peerstore", "compose --profile alone up", "peerstore probe"),
+        *("backups list", "curl"),
+    )
+    assert sorted(steps, key=section.index) == list(steps)
+
+
 # The control socket
 
 
 def documented() -> Iterator[tuple[str, str, str]]:
     """The rows of the README's table: method, parameters, result."""
-    text = (ROOT / "README.md").read_text()
-    (table,) = re.findall(r"\| method \| parameters \| result \|\n\|[-|]+\|\n((?:\|.*\n)+)", text)
+    (table,) = re.findall(r"\| method \| parameters \| result \|\n\|[-|]+\|\n((?:\|.*\n)+)", README)
     for row in table.splitlines():
         names, parameters, result = re.split(r"(?<!\\) ?\| ?", row)[1:-1]
         for name in re.findall(r"`([a-z]+\.[a-z]+)`", names):

@@ -12,6 +12,8 @@ from click.shell_completion import CompletionItem
 from peerstore.cli.common import App, json_option, pass_app
 
 OTHER_NAMES = {
+    "backup": "Copies of the database",
+    "events": "What the log says",
     "exit-codes": "Commands",
     "files": "Configuration",
     "limits": "When a crowd comes",
