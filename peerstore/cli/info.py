@@ -37,13 +37,13 @@ def info(app: App, running: bool) -> None:
     """Whether all is well, who this node is, and what it keeps."""
     import asyncio
 
-    if running:
-        ask(app, "daemon.info")
-    found = asyncio.run(_gather(app))
+    live = ask(app, "daemon.info") if running else None
+    found = asyncio.run(_gather(app, live))
     app.emit(found, lambda: _words(found))
 
 
-async def _gather(app: App) -> dict[str, Any]:
+async def _gather(app: App, live: dict[str, Any] | None) -> dict[str, Any]:
+    """What there is to say; the live part is asked for where it is not given."""
     from peerstore.clock import clock_problem
     from peerstore.configured import uris
     from peerstore.control import call
@@ -56,12 +56,14 @@ async def _gather(app: App) -> dict[str, Any]:
     async with await SqliteReader.open(app.database) as reader:
         meta = await reader.meta()
         newest_at = await reader.newest_at()
-        standing, alarms = await reader.newest_alarms(ALARMS)
+        standing = sum((await reader.alarm_counts()).values())
+        alarms = await reader.newest_alarms(ALARMS)
         free = await reader.free_space()
-    live: dict[str, Any] = {}
     running = is_locked(app.data_dir / LOCK_NAME)
-    with contextlib.suppress(OSError, ControlError):  # not running, or without its socket
-        live = call(app.data_dir / SOCKET_NAME, "daemon.info")
+    if live is None:
+        live = {}
+        with contextlib.suppress(OSError, ControlError):  # not running, or without its socket
+            live = call(app.data_dir / SOCKET_NAME, "daemon.info")
     addresses = [(address.host, address.port) for address in config.listen.addresses]
     found = {
         "node_id": meta.node_id.hex(),
