@@ -36,6 +36,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="run the tests that repeat, at length")
 
 
+@pytest.fixture(autouse=True)
+def _own_log() -> Iterator[None]:
+    """A command that is run in this process sets the log up as it needs it."""
+    before = structlog.get_config()
+    yield
+    structlog.configure(**before)
+
+
 @pytest.fixture
 def data_dir(tmp_path: Path) -> Path:
     """A data directory that does not exist yet."""
