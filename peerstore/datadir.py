@@ -74,6 +74,9 @@ def locked(*paths: Path) -> Iterator[None]:
                     f"another peerstore (process {holder or 'unknown'}) holds {path}:"
                     " stop it first, or choose another --data-dir"
                 ) from None
+            # Another name of it may be one of root's files, to which somebody made a link.
+            if os.fstat(descriptor).st_nlink != 1:
+                continue
             # Who holds it is only for people; on a full disk the lock is as good without it.
             with contextlib.suppress(OSError):
                 os.truncate(descriptor, 0)

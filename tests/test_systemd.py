@@ -20,6 +20,7 @@ from structlog.testing import capture_logs
 
 from peerstore import config, systemd
 from peerstore.cli.info import how_to_start
+from peerstore.datadir import locked
 from peerstore.errors import ListenError, StoreError
 from peerstore.ownership import give_to_owner, new_file
 from peerstore.store.snapshot import snapshot
@@ -673,6 +674,19 @@ def test_a_link_in_the_place_of_a_file_that_is_made_is_not_followed(
         with contextlib.suppress(StoreError):  # there is a file of the name already
             snapshot(data_dir / "peerstore.db", data_dir / "copy.db")
         assert not (tmp_path / "new").exists()
+
+
+def test_a_lock_that_has_another_name_is_held_and_not_written(
+    data_dir: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    other.write_text("kept")
+    data_dir.mkdir(mode=0o700)
+    (data_dir / "peerstore.lock").hardlink_to(other)
+    assert run_command(data_dir, "init").code == 0
+    assert other.read_text() == "kept"
+    with locked(data_dir / "peerstore.lock"):
+        assert "holds" in run_command(data_dir, "init").stderr
 
 
 def test_a_new_file_is_made_through_no_link(tmp_path: Path) -> None:
