@@ -12,7 +12,9 @@ BACKLOG = 1024
 def listening_socket(host: str, port: int) -> socket.socket:
     """A bound socket; raises OSError."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
+    # With its protocol, which those that are accepted inherit: asyncio sets TCP_NODELAY only then,
+    # and without it an answer waits for the acknowledgement of the one before.
+    sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import socket
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -276,6 +277,14 @@ def warning_in(messages: list[Message]) -> str:
 
 def flip(data: bytes, index: int) -> bytes:
     return data[:index] + bytes((data[index] ^ 1,)) + data[index + 1 :]
+
+
+async def test_no_answer_waits_for_an_acknowledgement(node: Node) -> None:
+    """A small message behind another one would, for as long as the peer delays its own."""
+    async with await node.client(KEY):
+        (connection,) = node.server.connections
+        sock = connection._transport.get_extra_info("socket")
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 @pytest.mark.parametrize("index", [1, 2, 33, 34, 49])
