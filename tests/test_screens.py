@@ -174,7 +174,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data directory with more peers than a table is measured for."""
     data_dir = tmp_path_factory.mktemp("many") / "data"
     assert run_command(data_dir, "init").code == 0
-    scale.fill(data_dir / "peerstore.db", MANY, ())
+    scale.fill(data_dir / "peerstore.db", MANY)
     return data_dir
 
 

@@ -1,4 +1,4 @@
-"""How fast and how big: `python -m tests.benchmarks`.
+"""How fast and how big: `python -m tests.benchmarks [NAME...]`.
 
 Every figure stands beside what a bare loop of the same parts does in the same run, because only
 the ratio says something about peerstore and not about the machine. The load comes from other
@@ -8,252 +8,172 @@ processes, so on two cores it takes its share of both.
 from __future__ import annotations
 
 import argparse
+import json
 import os
-import subprocess
+import platform
+import resource
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.attacks import Attack
-from tests.benchmarks.load import Task
-from tests.benchmarks.rig import (
-    Row,
-    bare,
-    cpu_seconds,
-    daemon,
-    holding,
-    load,
-    print_table,
-    receiver,
-    resident,
-    run_attacks,
-    secret,
-)
-from tests.benchmarks.scale import BLOB as BLOB_OF_MANY
-from tests.benchmarks.scale import fill
+from peerstore import __version__
+from tests.benchmarks import speed, weight
+from tests.benchmarks.bench import Bench, Measurement, Sizes
+from tests.benchmarks.picture import picture
+from tests.benchmarks.report import HEADS, Row, cells, document, table
+from tests.benchmarks.steal import Stolen
 
-BLOB = 65531
-LOAD_PROCESSES = 2
+MEASUREMENTS: dict[str, Measurement] = {
+    each.__name__: each
+    for each in (
+        *(speed.updates, speed.bursts, speed.identical, speed.reconnects, speed.handshakes),
+        *(speed.gossip, speed.lag),
+        *(weight.idle, weight.start, weight.commands, weight.prune, weight.disk),
+    )
+}
+
+HELP = {
+    "seconds": "of each load",
+    "blobs": "bytes of the blobs to update with",
+    "connections": "that update, one update in flight each",
+    "stored": "peers in the databases",
+    "idle": "connections that say nothing",
+    "rest": "seconds for which they say nothing",
+    "gossip": "bytes",
+    "disk": "bytes of the blobs of each size for which room on disk is measured",
+}
+"""By field of Sizes."""
 
 
-def main() -> None:
-    """Run all, print the table."""
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=5.0, help="for each measurement")
-    parser.add_argument("--idle", type=int, default=1000, help="idle connections to open")
-    parser.add_argument("--gossip", type=int, default=64 << 20, help="bytes of gossip to send")
-    parser.add_argument("--peers", type=int, default=1_000_000, help="peers of the large database")
-    parser.add_argument("--dir", default=None, help="where databases are made; a disk, not RAM")
-    options = parser.parse_args()
+@dataclass(frozen=True)
+class Measured:
+    """A row, by which measurement, and how much of all cores' time was stolen meanwhile."""
+
+    name: str
+    row: Row
+    stolen: float
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure what is named, or all, and show it; exits 1 when something could not be measured."""
+    options, sizes = asked(arguments)
+    _raise_descriptors()
+    failed: list[str] = []
+    begun = time.monotonic()
     with tempfile.TemporaryDirectory(dir=options.dir) as directory:
-        rows = [
-            *updates(directory, BLOB, options.seconds),
-            *updates(directory, 1024, options.seconds),
-            *reconnects(directory, options.seconds),
-            *handshakes(directory, options.seconds),
-            *idle(directory, options.idle),
-            *gossip(directory, options.gossip),
-            *helps(),
-            *scale(directory, options.peers, options.seconds),
-        ]
-    print_table([HEADS, *rows])
+        names = options.names or MEASUREMENTS
+        measured = list(measure(names, Bench(directory, sizes), failed))
+    seconds = time.monotonic() - begun
+    rows = [each.row for each in measured]
+    print(*table(HEADS, map(cells, rows)), sep="\n")
+    stolen = max((each.stolen for each in measured), default=0.0)
+    print(f"\n{_words(machine())}; {seconds:.0f} s, at most {stolen:.1%} of a row's time stolen.")
+    if options.json:
+        _write(options.json, json.dumps(whole(measured, sizes, seconds), indent=2))
+    if options.picture:
+        _write(options.picture, picture(rows))
+    if failed:
+        raise SystemExit(f"could not be measured: {', '.join(failed)}")
 
 
-HEADS = ("what", "peerstore", "bare loop", "ratio", "target")
+def asked(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, Sizes]:
+    """The options of a command line, and the sizes among them; exits 2 when it is wrong."""
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
+    known = ", ".join(MEASUREMENTS)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"all, or some of {known}")
+    parser.add_argument("--dir", help="where databases are made; a disk, not RAM")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
+    parser.add_argument("--picture", type=Path, metavar="FILE", help="write an SVG there")
+    for name, default in asdict(Sizes()).items():
+        values = default if isinstance(default, tuple) else (default,)
+        parser.add_argument(
+            f"--{name}",
+            nargs="+" if isinstance(default, tuple) else None,
+            type=type(values[0]),
+            default=default,
+            help=f"{HELP[name]} (default: {' '.join(map(str, values))})",
+        )
+    options = parser.parse_args(arguments)
+    # argparse can't have choices where none is a choice as well.
+    if unknown := [name for name in options.names if name not in MEASUREMENTS]:
+        parser.error(f"nothing is called {', '.join(unknown)}: expected some of {known}")
+    given = {name: getattr(options, name) for name in HELP}
+    try:
+        many = {name: tuple(value) for name, value in given.items() if isinstance(value, list)}
+        return options, Sizes(**given | many)
+    except ValueError as error:
+        parser.error(str(error))
 
 
-def updates(directory: str, size: int, seconds: float) -> Iterator[Row]:
-    """Durable updates from 64 connections, one in flight each."""
-    upserts = bare("upserts", directory, str(size), str(seconds))["rate"]
-    keys = tuple(secret() for _ in range(64))
-    with receiver() as (uri, _):
-        received = rate(update_load(uri, size, seconds, keys))
-    with daemon(directory, allowed=keys) as (uri, _):
-        results = update_load(uri, size, seconds, keys)
-    if any(result["refused"] for result in results):
-        raise SystemExit(f"updates were refused: {results}")
-    ours = rate(results)
-    target = "at least 0.6" if size == BLOB else "at least 15000/s"
-    slower = min(upserts, received)
-    yield (
-        f"durable updates of {size} B, 64 connections",
-        f"{ours:.0f}/s, p50 {ms(results, 'p50')} p99 {ms(results, 'p99')}",
-        f"{upserts:.0f}/s SQLite, {received:.0f}/s receive",
-        f"{ours / slower:.2f}",
-        target,
-    )
+def measure(names: Iterable[str], bench: Bench, failed: list[str]) -> Iterator[Measured]:
+    """The rows of these measurements, told on stderr as they come; `failed` gets who gave none.
+
+    Whoever fails does so alone: the rows of the others are not lost.
+    """
+    for name in names:
+        rows = MEASUREMENTS[name](bench)
+        while True:
+            since = Stolen()
+            try:
+                row = next(rows, None)
+            except (SystemExit, Exception) as error:
+                print(f"{name}: {type(error).__name__}: {error}", file=sys.stderr)
+                failed.append(name)
+                break
+            if row is None:
+                break
+            print(f"{name}: {', '.join(filter(None, cells(row)))}", file=sys.stderr)
+            yield Measured(name, row, since.share())
 
 
-def reconnects(directory: str, seconds: float) -> Iterator[Row]:
-    """From TCP connect to the whole retrieval of 65531 bytes."""
-    parts = [
-        bare("handshake_cpu", "500"),
-        bare("accepts", str(min(seconds, 2.0))),
-        bare("reads", directory, str(BLOB)),
-        bare("hash_and_encrypt", str(BLOB), "2000"),
-    ]
-    bare_cpu = sum(part["cpu"] for part in parts)
-    keys = tuple(secret() for _ in range(64))
-    with daemon(directory, allowed=keys) as (uri, pid):
-        task = Task("updates", uri, 64, BLOB, 0.5, keys)
-        load([task])
-        for at_once in (1, 16):
-            used = cpu_seconds(pid)
-            (result,) = load([Task("reconnects", uri, at_once, BLOB, seconds, keys)])
-            used = (cpu_seconds(pid) - used) / result["count"]
-            yield (
-                f"reconnect to retrieval, {at_once} at once",
-                f"{result['count'] / result['seconds']:.0f}/s, p50 {ms([result], 'p50')}"
-                f" p99 {ms([result], 'p99')}, CPU {used * 1e6:.0f} us",
-                f"CPU {bare_cpu * 1e6:.0f} us",
-                f"{used / bare_cpu:.2f}",
-                "at most 1.6",
-            )
+def machine() -> dict[str, Any]:
+    """Where this runs."""
+    return {
+        "peerstore": __version__,
+        "python": platform.python_version(),
+        "kernel": platform.release(),
+        "cores": os.cpu_count(),
+        "cpu": _cpu_model(),
+    }
 
 
-def handshakes(directory: str, seconds: float) -> Iterator[Row]:
-    """Handshakes a second, and what each costs the server."""
-    bare_cpu = bare("handshake_cpu", "500")["cpu"]
-    with daemon(directory) as (uri, pid):
-        used = cpu_seconds(pid)
-        (result,) = load([Task("handshakes", uri, 16, 0, seconds)])
-        used = (cpu_seconds(pid) - used) / result["count"]
-    yield (
-        "handshakes",
-        f"{result['count'] / result['seconds']:.0f}/s, CPU {used * 1e6:.0f} us",
-        f"CPU {bare_cpu * 1e6:.0f} us",
-        f"{used / bare_cpu:.2f}",
-        "",
-    )
+def whole(measured: Sequence[Measured], sizes: Sizes, seconds: float) -> dict[str, Any]:
+    """The run for JSON."""
+    return {
+        **machine(),
+        "sizes": asdict(sizes),
+        "seconds": seconds,
+        "items": [
+            {"measurement": each.name, **document(each.row), "stolen": each.stolen}
+            for each in measured
+        ],
+    }
 
 
-def idle(directory: str, count: int) -> Iterator[Row]:
-    """Memory of connections that say nothing."""
-    with daemon(directory) as (uri, pid):
-        # The first few bring in code and caches that all share.
-        with holding(uri, 20):
-            pass
-        before = resident(pid)
-        with holding(uri, count):
-            each = (resident(pid) - before) / count
-    yield (f"{count} idle connections", f"{each / 1024:.1f} KiB each", "", "", "at most 12 KiB")
+def _words(about: dict[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in about.items())
 
 
-def gossip(directory: str, size: int) -> Iterator[Row]:
-    """What reading gossip and dropping it costs, beside reading and decrypting it."""
-    attack = Attack("gossip", "", count=size, key=secret())
-    costs = []
-    for served in (
-        daemon(directory, allowed=[attack.key]),
-        receiver(),
-    ):
-        with served as (uri, pid):
-            used = cpu_seconds(pid)
-            (result,) = run_attacks([replace(attack, uri=uri)])
-            costs.append((cpu_seconds(pid) - used) / result["bytes"] * (1 << 20))
-    ours, bare_cost = costs
-    yield (
-        f"{size >> 20} MiB of gossip",
-        f"CPU {ours * 1000:.1f} ms a MiB",
-        f"CPU {bare_cost * 1000:.1f} ms a MiB",
-        f"{ours / bare_cost:.2f}",
-        "at most 1.5",
-    )
+def _cpu_model() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() == "model name":
+            return value.strip()
+    return platform.machine()
 
 
-def scale(directory: str, peers: int, seconds: float) -> Iterator[Row]:
-    """Start, commands and replay with very many peers stored, beside a thousand."""
-    keys = tuple(secret() for _ in range(64))
-    starts: list[float] = []
-    lists: list[float] = []
-    infos: list[float] = []
-    replays: list[float] = []
-    for count in (1000, peers):
-        with tempfile.TemporaryDirectory(dir=directory) as data_dir:
-            _command(data_dir, "init")
-            fill(Path(data_dir) / "peerstore.db", count, keys)
-            begun = time.perf_counter()
-            with daemon(directory, data_dir) as (uri, pid):
-                starts.append(time.perf_counter() - begun)
-                lists.append(min(_command(data_dir, "backups", "list", "--limit", "50")
-                                 for _ in range(3)))  # fmt: skip
-                infos.append(min(_command(data_dir, "info", "--json") for _ in range(3)))
-                whole = _measured(data_dir, "backups", "list")
-                listed = bare("listing", str(Path(data_dir) / "peerstore.db"))["seconds"]
-                task = Task("reconnects", uri, 1, BLOB_OF_MANY, seconds, keys)
-                load([task])  # warm
-                used = cpu_seconds(pid)
-                (result,) = load([task])
-                replays.append((cpu_seconds(pid) - used) / result["count"])
-    for what, (few, many), target in (
-        ("start", starts, "under 1 s"),
-        ("backups list --limit 50", lists, "under 0.5 s"),
-        ("info --json", infos, "under 0.3 s"),
-    ):
-        yield (f"{what}, {peers} peers", f"{many:.2f} s", f"{few:.2f} s with 1000",
-               f"{many / few:.2f}", target)  # fmt: skip
-    seconds_taken, peak = whole
-    yield (f"backups list, {peers} peers", f"{seconds_taken:.1f} s, {peak / (1 << 20):.0f} MiB",
-           f"{listed:.1f} s", f"{seconds_taken / listed:.2f}", "under 100 MB")  # fmt: skip
-    few, many = replays
-    yield (f"replay, {peers} peers, warm", f"CPU {many * 1e6:.0f} us",
-           f"CPU {few * 1e6:.0f} us with 1000", f"{many / few:.2f}", "at most 1.5")  # fmt: skip
+def _write(file: Path, text: str) -> None:
+    file.write_text(f"{text}\n")
 
 
-def helps() -> Iterator[Row]:
-    """The start of the program, beside that of an interpreter that imports click."""
-    taken, import_only = (
-        min(_seconds(command) for _ in range(5))
-        for command in (("-m", "peerstore", "--help"), ("-c", "import click"))
-    )
-    yield ("--help", f"{taken:.2f} s", f"{import_only:.2f} s import click",
-           f"{taken / import_only:.2f}", "under 0.3 s")  # fmt: skip
-
-
-def _seconds(arguments: tuple[str, ...]) -> float:
-    begun = time.perf_counter()
-    subprocess.run([sys.executable, *arguments], stdout=subprocess.DEVNULL, check=True)
-    return time.perf_counter() - begun
-
-
-def _command(data_dir: str, *arguments: str) -> float:
-    """Run a command; the seconds that it took."""
-    return _measured(data_dir, *arguments)[0]
-
-
-def _measured(data_dir: str, *arguments: str) -> tuple[float, int]:
-    """Run a command; the seconds that it took, and the most bytes that it had in memory."""
-    begun = time.perf_counter()
-    command = [sys.executable, "-m", "peerstore", "--data-dir", data_dir]
-    process = subprocess.Popen(
-        [*command, "--set", "network=regtest", *arguments], stdout=subprocess.DEVNULL
-    )
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise SystemExit(f"{arguments} failed")
-    return time.perf_counter() - begun, usage.ru_maxrss * 1024
-
-
-def update_load(uri: str, size: int, seconds: float, keys: tuple[str, ...]) -> list[dict[str, Any]]:
-    """A connection for each key from LOAD_PROCESSES processes."""
-    parts = [keys[number::LOAD_PROCESSES] for number in range(LOAD_PROCESSES)]
-    return load([Task("updates", uri, len(part), size, seconds, part) for part in parts])
-
-
-def rate(results: list[dict[str, Any]]) -> float:
-    """Confirmed updates a second."""
-    confirmed: float = sum(result["confirmed"] / result["seconds"] for result in results)
-    return confirmed
-
-
-def ms(results: list[dict[str, Any]], key: str) -> str:
-    """The worst of the processes' figures, in milliseconds."""
-    return f"{max(result[key] for result in results) * 1000:.1f} ms"
+def _raise_descriptors() -> None:
+    """Have as many files open as is allowed: thousands of connections need one each."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 if __name__ == "__main__":

@@ -22,25 +22,25 @@ from typing import cast
 import aiosqlite
 
 from peerstore.connection import Authenticated, Connection
-from peerstore.session import Session
 from peerstore.transport.cipher import SendCipher
 from peerstore.transport.handshake import Handshake
 from peerstore.transport.secp256k1 import KeyPair
-from peerstore.types import Network, NodeAddress
+from peerstore.types import NodeAddress
 from peerstore.wire.messages import PeerStorage, Ping, Pong
+from tests.benchmarks.load import INIT
 
 PONG = Pong(b"\0").encode()
 
 
-def upserts(directory: str, size: int, seconds: float) -> dict[str, float]:
-    """SQLite upserts, 64 to a transaction, WAL, synchronous=FULL: rows a second."""
+def upserts(directory: str, size: int, together: int, seconds: float) -> dict[str, float]:
+    """SQLite upserts, so many to a transaction, WAL, synchronous=FULL: rows a second."""
     with tempfile.TemporaryDirectory(dir=directory) as folder:
         database = sqlite3.connect(Path(folder) / "bare.db", isolation_level=None)
         database.execute("PRAGMA journal_mode = WAL")
         database.execute("PRAGMA synchronous = FULL")
         database.execute("CREATE TABLE backup (slot INTEGER PRIMARY KEY, blob BLOB)")
         sql = "INSERT INTO backup VALUES (?, ?) ON CONFLICT DO UPDATE SET blob = excluded.blob"
-        rows = [(slot, os.urandom(size)) for slot in range(64)]
+        rows = [(slot, os.urandom(size)) for slot in range(together)]
         count = 0
         begun = time.perf_counter()
         while time.perf_counter() - begun < seconds:
@@ -51,6 +51,41 @@ def upserts(directory: str, size: int, seconds: float) -> dict[str, float]:
         rate = count / (time.perf_counter() - begun)
         database.close()
     return {"rate": rate}
+
+
+def disk(directory: str, size: int, count: int) -> dict[str, float]:
+    """Bytes on disk of a table of so many blobs, without anything beside."""
+    with tempfile.TemporaryDirectory(dir=directory) as folder:
+        file = Path(folder) / "bare.db"
+        with closing(sqlite3.connect(file)) as database:
+            database.execute("CREATE TABLE backup (slot INTEGER PRIMARY KEY, blob BLOB)")
+            rows = ((slot, bytes(size)) for slot in range(count))
+            database.executemany("INSERT INTO backup VALUES (?, ?)", rows)
+            database.commit()
+        return {"bytes": float(file.stat().st_size)}
+
+
+def deletions(database: str) -> dict[str, float]:
+    """Delete the backups of who was away longest, 64 peers to a transaction."""
+    begun = time.perf_counter()
+    with closing(sqlite3.connect(database, isolation_level=None)) as connection:
+        connection.execute("PRAGMA synchronous = FULL")
+        away = connection.execute("SELECT node_id FROM peer WHERE last_aged = 0").fetchall()
+        for start in range(0, len(away), 64):
+            some = away[start : start + 64]
+            connection.execute("BEGIN")
+            connection.executemany("DELETE FROM backup WHERE node_id = ? AND kind = 1", some)
+            connection.executemany("DELETE FROM peer WHERE node_id = ?", some)
+            connection.execute("COMMIT")
+    return {"seconds": time.perf_counter() - begun, "peers": len(away)}
+
+
+def scan(database: str) -> dict[str, float]:
+    """Look at when each peer was here last."""
+    begun = time.perf_counter()
+    with closing(sqlite3.connect(database)) as connection:
+        connection.execute("SELECT count(*) FROM peer WHERE last_aged < 0").fetchall()
+    return {"seconds": time.perf_counter() - begun}
 
 
 def listing(database: str) -> dict[str, float]:
@@ -84,9 +119,7 @@ class Receiver(asyncio.BufferedProtocol):
         self.connection.receive_data(self.buffer[:nbytes])
         while (event := self.connection.next_event()) is not None:
             if isinstance(event, Authenticated):
-                session = Session(chain_hash=Network.REGTEST.chain_hash, now=0.0)
-                session.start()
-                self.connection.send_message(_our_init())
+                self.connection.send_message(INIT)
             elif event.data[1] == PeerStorage.TYPE:
                 hashlib.sha256(event.data).digest()
             elif event.data[1] == Ping.TYPE:
@@ -94,12 +127,6 @@ class Receiver(asyncio.BufferedProtocol):
         data = self.connection.data_to_send()
         if data:
             self.transport.write(data)
-
-
-def _our_init() -> bytes:
-    from tests.benchmarks.load import INIT
-
-    return INIT
 
 
 async def receiver() -> None:
@@ -200,7 +227,12 @@ def main() -> None:
         asyncio.run(receiver())
         return
     loops: dict[str, Callable[[], dict[str, float]]] = {
-        "upserts": lambda: upserts(arguments[0], int(arguments[1]), float(arguments[2])),
+        "upserts": lambda: upserts(
+            arguments[0], int(arguments[1]), int(arguments[2]), float(arguments[3])
+        ),
+        "disk": lambda: disk(arguments[0], int(arguments[1]), int(arguments[2])),
+        "deletions": lambda: deletions(arguments[0]),
+        "scan": lambda: scan(arguments[0]),
         "accepts": lambda: asyncio.run(accepts(float(arguments[0]))),
         "listing": lambda: listing(arguments[0]),
         "reads": lambda: asyncio.run(reads(arguments[0], int(arguments[1]))),

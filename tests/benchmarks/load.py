@@ -20,7 +20,7 @@ from peerstore.connection import Authenticated, Connection, MessageReceived
 from peerstore.transport.secp256k1 import KeyPair
 from peerstore.types import Network, NodeAddress
 from peerstore.wire.features import OURS
-from peerstore.wire.messages import Init, PeerStorage, PeerStorageRetrieval, Ping, Pong
+from peerstore.wire.messages import PONG_LIMIT, Init, PeerStorage, PeerStorageRetrieval, Ping, Pong
 
 INIT = Init(OURS, (Network.REGTEST.chain_hash,)).encode()
 PING = Ping(1).encode()
@@ -29,11 +29,17 @@ PONG_FRAME = len(Pong(b"\0").encode()) + 34
 
 FRAME_OVERHEAD = 4 + 34 + len(PING) + 34
 PREPARED_BYTES = 256 << 20
+PREPARED_A_SECOND = 20_000
+"""How many updates are encrypted beforehand, of all connections of a process together."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """What to do: `kind` is updates, reconnects, handshakes or idle."""
+    """What to do: `kind` is updates, reconnects, handshakes or idle.
+
+    `in_flight` is how many updates of a connection wait for their pongs; `identical` has it send
+    the same blob again and again.
+    """
 
     kind: str
     uri: str
@@ -43,10 +49,11 @@ class Task:
     keys: tuple[str, ...] = ()
     """Hexadecimal keys to connect with; new ones where there are none."""
     in_flight: int = 1
+    identical: bool = False
 
 
 class Peer(asyncio.Protocol):
-    """Connects, says init, and then calls `on_message` for every message."""
+    """Connects, says init, answers pings, and calls `on_message` for every message."""
 
     def __init__(self, address: NodeAddress, key: KeyPair) -> None:
         self.connection = Connection(key, remote_node_id=address.node_id)
@@ -78,6 +85,8 @@ class Peer(asyncio.Protocol):
     def on_message(self, data: bytes) -> None:
         if data[1] == Init.TYPE and not self.ready.done():
             self.ready.set_result(None)
+        elif data[1] == Ping.TYPE and (size := int.from_bytes(data[2:4], "big")) < PONG_LIMIT:
+            self.connection.send_message(Pong(bytes(size)).encode())
 
     def flush(self) -> None:
         self.transport.write(self.connection.data_to_send())
@@ -90,26 +99,45 @@ class Updater(Peer):
     PREPARED_BYTES reach, and pongs are counted by their size and decrypted afterwards.
     """
 
-    def prepare(self, size: int, budget: int) -> None:
-        """Encrypt updates of so many bytes each, `budget` bytes in all."""
-        self.size = size
+    def __init__(self, address: NodeAddress, key: KeyPair) -> None:
+        super().__init__(address, key)
+        self.settled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def settle(self) -> None:
+        """Wait until what is given back has come: from then on only pongs do."""
+        self.connection.send_message(PING)
+        self.flush()
+        await self.settled
+
+    def on_message(self, data: bytes) -> None:
+        super().on_message(data)
+        if data[1] == Pong.TYPE:
+            self.settled.set_result(None)
+
+    def prepare(self, task: Task) -> None:
+        """Encrypt updates as the task has them."""
+        self.size = task.size
+        self.identical = task.identical
         self.confirmed = 0
         self.sent_at: deque[float] = deque()
         self.latencies: list[float] = []
         self.running = True
         self.received: list[bytes] = []
         self.partial = 0
-        self.prepared = deque(self.frame() for _ in range(budget // (size + FRAME_OVERHEAD)))
+        most = PREPARED_BYTES // (task.size + FRAME_OVERHEAD)
+        count = min(most, int(PREPARED_A_SECOND * task.seconds)) // task.connections
+        self.prepared = deque(self.frame() for _ in range(count))
 
     def frame(self) -> bytes:
-        """An update with bytes of its own, and a ping, on the wire."""
+        """An update and a ping, on the wire."""
         # Eight new bytes are enough for another blob.
-        self.connection.send_message(PeerStorage(os.urandom(8) + bytes(self.size - 8)).encode())
+        start = bytes(8) if self.identical else os.urandom(8)
+        self.connection.send_message(PeerStorage(start + bytes(self.size - 8)).encode())
         self.connection.send_message(PING)
         return self.connection.data_to_send()
 
     def data_received(self, data: bytes) -> None:
-        if not self.ready.done():
+        if not self.settled.done():
             super().data_received(data)
             return
         self.received.append(data)
@@ -117,12 +145,12 @@ class Updater(Peer):
         while self.partial >= PONG_FRAME:
             self.partial -= PONG_FRAME
             self.confirmed += 1
-            self.latencies.append(time.perf_counter() - self.sent_at.popleft())
+            self.latencies.append(time.monotonic() - self.sent_at.popleft())
             if self.running:
                 self.update()
 
     def update(self) -> None:
-        self.sent_at.append(time.perf_counter())
+        self.sent_at.append(time.monotonic())
         self.transport.write(self.prepared.popleft() if self.prepared else self.frame())
 
     def others(self) -> int:
@@ -147,13 +175,6 @@ class Retriever(Peer):
             self.retrieved.set_result(len(data) - 4)
 
 
-class Shaker(Peer):
-    """Only shakes hands."""
-
-    def authenticated(self) -> None:
-        self.ready.set_result(None)
-
-
 async def _connect(kind: type[Peer], task: Task, index: int) -> Any:
     address = NodeAddress.parse(task.uri)
     key = (
@@ -168,24 +189,29 @@ async def _connect(kind: type[Peer], task: Task, index: int) -> Any:
 
 
 async def updates(task: Task) -> dict[str, Any]:
-    """Updates for so many seconds; what was confirmed, and how long each took."""
+    """Updates for so many seconds; what was confirmed, and how long each took.
+
+    `begun` is of the monotonic clock.
+    """
     peers = [await _connect(Updater, task, index) for index in range(task.connections)]
     for peer in peers:
-        peer.prepare(task.size, PREPARED_BYTES // task.connections)
+        await peer.settle()
+        peer.prepare(task)
     go()
-    begun = time.perf_counter()
+    begun = time.monotonic()
     for peer in peers:
         for _ in range(task.in_flight):
             peer.update()
     await asyncio.sleep(task.seconds)
     confirmed = sum(peer.confirmed for peer in peers)
-    seconds = time.perf_counter() - begun
+    seconds = time.monotonic() - begun
     latencies = sorted(latency for peer in peers for latency in peer.latencies)
     for peer in peers:
         peer.running = False
         peer.transport.close()
     return {
         "confirmed": confirmed,
+        "begun": begun,
         "seconds": seconds,
         "refused": sum(peer.others() for peer in peers),
         "p50": percentile(latencies, 0.5),
@@ -213,21 +239,21 @@ async def reconnects(task: Task) -> dict[str, Any]:
 
     async def one(worker: int) -> None:
         index = worker
-        while time.perf_counter() < end:
-            begun = time.perf_counter()
+        while time.monotonic() < end:
+            begun = time.monotonic()
             peer = await come(index)
             size = await peer.retrieved
-            latencies.append(time.perf_counter() - begun)
+            latencies.append(time.monotonic() - begun)
             assert size == task.size
             peer.transport.close()
             await peer.lost
             index += task.connections
 
     go()
-    begun = time.perf_counter()
+    begun = time.monotonic()
     end = begun + task.seconds
     await asyncio.gather(*(one(worker) for worker in range(task.connections)))
-    seconds = time.perf_counter() - begun
+    seconds = time.monotonic() - begun
     latencies.sort()
     return {
         "count": len(latencies),
@@ -239,23 +265,23 @@ async def reconnects(task: Task) -> dict[str, Any]:
 
 
 async def handshakes(task: Task) -> dict[str, Any]:
-    """Shake hands and close; `connections` at a time, for so many seconds."""
+    """Connect until `init` has come, and close; `connections` at a time, for so many seconds."""
     count = 0
     end = 0.0
 
     async def one(worker: int) -> None:
         nonlocal count
-        while time.perf_counter() < end:
-            peer = await _connect(Shaker, task, worker)
+        while time.monotonic() < end:
+            peer = await _connect(Peer, task, worker)
             count += 1
             peer.transport.abort()
             await peer.lost
 
     go()
-    begun = time.perf_counter()
+    begun = time.monotonic()
     end = begun + task.seconds
     await asyncio.gather(*(one(worker) for worker in range(task.connections)))
-    return {"count": count, "seconds": time.perf_counter() - begun}
+    return {"count": count, "seconds": time.monotonic() - begun}
 
 
 async def idle(task: Task) -> dict[str, Any]:

@@ -10,19 +10,21 @@ import resource
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from peerstore.transport.secp256k1 import KeyPair
+from peerstore.types import NodeId
 from tests.benchmarks.attacks import Attack
 from tests.benchmarks.load import Task
 
 _TICK = os.sysconf("SC_CLK_TCK")
 
-Row = tuple[str, str, str, str, str]
-"""What, our figure, the bare loop's, the ratio, DESIGN.md's target."""
+PROGRAM = "peerstore"
+NETWORK = ("--set", "network=regtest")
 
 
 def load(tasks: list[Task]) -> list[dict[str, Any]]:
@@ -66,24 +68,26 @@ def daemon(
     allowed: Sequence[str] = (),
     settings: Sequence[str] = (),
     descriptors: int | None = None,
+    watched: Path | None = None,
 ) -> Iterator[tuple[str, int]]:
     """A daemon in a new data directory, or in one that was made: its URI and process id.
 
-    The peers of the `allowed` keys (private, hexadecimal) are allowed by name.
+    The peers of the `allowed` keys (private, hexadecimal) are allowed by name. How late its event
+    loop comes is written to the file `watched`.
     """
-    ids = [KeyPair.from_private_bytes(bytes.fromhex(key)).node_id.hex() for key in allowed]
+    ids = [node_id(key).hex() for key in allowed]
     with tempfile.TemporaryDirectory(dir=directory) as new:
-        options = ["--data-dir", made or new]
+        options = ["--data-dir", made or new, *NETWORK]
         for setting in (
-            "network=regtest",
             'listen.addresses=["127.0.0.1:0"]',
+            "metrics.listen=",
             "log.level=error",
             f"policy.allow={json.dumps(ids)}",
             *settings,
         ):
             options += ["--set", setting]
         few = None if descriptors is None else _limiting(descriptors)
-        process = python("peerstore", "--json", *options, "run", before=few)
+        process = python(*_watched(watched), PROGRAM, "--json", *options, "run", before=few)
         try:
             yield _read_document(process)["uris"][0], process.pid
         finally:
@@ -92,9 +96,12 @@ def daemon(
 
 
 @contextlib.contextmanager
-def receiver() -> Iterator[tuple[str, int]]:
-    """The bare loop that receives, decrypts and hashes: its URI and process id."""
-    process = python("tests.benchmarks.bare", "receiver")
+def receiver(watched: Path | None = None) -> Iterator[tuple[str, int]]:
+    """The bare loop that receives, decrypts and hashes: its URI and process id.
+
+    As with a daemon it may be `watched`.
+    """
+    process = python(*_watched(watched), "tests.benchmarks.bare", "receiver")
     assert process.stdout is not None
     yield process.stdout.readline().strip(), process.pid
     process.communicate("\n")
@@ -124,12 +131,34 @@ def high_water(pid: int) -> int:
     return int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0]) << 10
 
 
-def print_table(rows: Iterable[Row]) -> None:
-    """Print the rows; the first has the heads."""
-    table = list(rows)
-    widths = [max(len(row[column]) for row in table) for column in range(5)]
-    for row in table:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)))
+def command(data_dir: str, *arguments: str) -> Spent:
+    """Run a command of the program to its end."""
+    return run(PROGRAM, "--data-dir", data_dir, *NETWORK, *arguments)
+
+
+def run(module: str, *arguments: str) -> Spent:
+    """Run a module to its end, what it prints thrown away; raises SystemExit when it fails."""
+    line = [sys.executable, "-m", module, *arguments]
+    begun = time.monotonic()
+    process = subprocess.Popen(line, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"{module} {' '.join(arguments)} failed")
+    return Spent(time.monotonic() - begun, usage.ru_maxrss * 1024)
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What a process took: seconds, and the most bytes that it had in memory."""
+
+    seconds: float
+    bytes: int
+
+
+def node_id(key: str) -> NodeId:
+    """The node id of a private key in hexadecimal."""
+    return KeyPair.from_private_bytes(bytes.fromhex(key)).node_id
 
 
 def secret() -> str:
@@ -150,6 +179,11 @@ def python(
         text=True,
         preexec_fn=before,
     )
+
+
+def _watched(file: Path | None) -> tuple[str, ...]:
+    """What stands before a module whose event loop is watched."""
+    return () if file is None else ("tests.benchmarks.lag", str(file))
 
 
 def _limiting(descriptors: int) -> Callable[[], None]:

@@ -13,14 +13,13 @@ from collections.abc import Iterator
 
 from tests.benchmarks.attacks import BLOB, Attack
 from tests.benchmarks.load import Task
+from tests.benchmarks.report import table
 from tests.benchmarks.rig import (
-    Row,
     cpu_seconds,
     daemon,
     high_water,
     holding,
     load,
-    print_table,
     resident,
     run_attacks,
     secret,
@@ -33,6 +32,11 @@ MANY_NETWORKS = tuple(f"127.{1 + n // 200}.{n % 200}.9" for n in range(1000))
 
 ACT_SECONDS = 5.0
 """How long a connection that says nothing lasts where there is room."""
+
+HEADS = ("beside", "p50", "p99", "worst", "besides")
+
+Row = tuple[str, str, str, str, str]
+"""What an honest peer sees beside a crowd; see HEADS."""
 
 HONEST_RATE = 15.0
 """Connections a second; one address may make 20."""
@@ -51,18 +55,16 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.dir) as directory:
         storm = Storm(directory, options.seconds)
-        print_table(
-            [
-                ("what an honest peer sees", "p50", "p99", "worst", "besides"),
-                *storm.quiet(),
-                *storm.half_open(options.half_open),
-                *storm.bad_acts(options.bad_acts),
-                *storm.idle(options.idle),
-                *storm.descriptors(),
-                *storm.gossip(options.gossip),
-                *storm.reconnects(options.reconnects),
-            ]
-        )
+        rows = [
+            *storm.quiet(),
+            *storm.half_open(options.half_open),
+            *storm.bad_acts(options.bad_acts),
+            *storm.idle(options.idle),
+            *storm.descriptors(),
+            *storm.gossip(options.gossip),
+            *storm.reconnects(options.reconnects),
+        ]
+    print(*table(HEADS, rows), sep="\n")
 
 
 class Storm:
