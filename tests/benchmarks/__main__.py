@@ -120,6 +120,9 @@ def measure(names: Iterable[str], bench: Bench, failed: list[str]) -> Iterator[M
             since = Stolen()
             try:
                 row = next(rows, None)
+            except KeyboardInterrupt:
+                failed.append(f"{name} and what follows, interrupted")
+                return
             except (SystemExit, Exception) as error:
                 print(f"{name}: {type(error).__name__}: {error}", file=sys.stderr)
                 failed.append(name)

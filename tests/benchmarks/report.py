@@ -170,7 +170,7 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
 
 
 def document(row: Row) -> dict[str, Any]:
-    """A row for JSON; figures are in their unit, ratios null where there is nothing to divide by."""
+    """A row for JSON; figures are in their unit, a ratio is null where it has no number."""
     return {
         "what": row.what,
         "unit": row.ours.unit.value,

@@ -24,27 +24,48 @@ from tests.benchmarks.load import Task
 _TICK = os.sysconf("SC_CLK_TCK")
 
 PROGRAM = "peerstore"
+PATIENCE = 60.0
+"""Seconds that a load may take longer than it is to."""
+
 NETWORK = ("--set", "network=regtest")
 
 
-def load(tasks: list[Task]) -> list[dict[str, Any]]:
+def load(tasks: Sequence[Task]) -> list[dict[str, Any]]:
     """Run tasks in a process each, started together."""
-    processes = [python("tests.benchmarks.load", json.dumps(asdict(task))) for task in tasks]
-    for process in processes:
-        expect_ready(process)
-    for process in processes:
-        say(process, "go")
-    return [json.loads(process.communicate()[0]) for process in processes]
+    return _together("tests.benchmarks.load", tasks)
 
 
 def run_attacks(attacks: Sequence[Attack]) -> list[dict[str, Any]]:
     """Run each in a process of its own, started together, the first one last."""
-    processes = [python("tests.benchmarks.attacks", json.dumps(asdict(each))) for each in attacks]
-    for process in processes:
-        expect_ready(process)
-    for process in processes[::-1]:
-        say(process, "go")
-    return [json.loads(process.communicate()[0]) for process in processes]
+    return _together("tests.benchmarks.attacks", attacks[::-1])[::-1]
+
+
+def _together(module: str, jobs: Sequence[Task | Attack]) -> list[dict[str, Any]]:
+    """Have a module do jobs in a process each, told to go in this order once all are ready."""
+    processes = [python(module, json.dumps(asdict(job))) for job in jobs]
+    try:
+        for process in processes:
+            expect_ready(process)
+        for process in processes:
+            say(process, "go")
+        longest = max(job.seconds for job in jobs)
+        return [_result(process, longest + PATIENCE) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+
+
+def _result(process: subprocess.Popen[str], seconds: float) -> dict[str, Any]:
+    """The document that a load prints at its end; raises SystemExit where there is none."""
+    try:
+        output, _ = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        raise SystemExit("the load hangs: something that it waits for did not come") from None
+    if process.returncode:
+        raise SystemExit("the load failed: its error stands above")
+    result: dict[str, Any] = json.loads(output)
+    return result
 
 
 @contextlib.contextmanager

@@ -140,7 +140,7 @@ def _retrievals(bench: Bench, served: tuple[str, int], stored: str, parts: Figur
     )
     result, cost = _reconnect(served, replace(task, connections=AT_ONCE))
     yield Row(
-        what=f"the same, {AT_ONCE} at once",
+        what=f"CPU of the same, {AT_ONCE} at once",
         ours=Figure(cost, Unit.SECONDS),
         bare=parts,
         targets=(Target(1.6, Of.BARE),),
@@ -160,7 +160,7 @@ def handshakes(bench: Bench) -> Iterator[Row]:
         results = load([Task("handshakes", uri, each, 0, seconds)] * LOAD_PROCESSES)
         used = (cpu_seconds(pid) - used) / sum(result["count"] for result in results)
     yield Row(
-        what=f"connects to `init`, {AT_ONCE} at once",
+        what=f"connects until init has come, {AT_ONCE} at once",
         ours=Figure(
             sum(result["count"] / result["seconds"] for result in results), Unit.PER_SECOND
         ),
@@ -168,7 +168,7 @@ def handshakes(bench: Bench) -> Iterator[Row]:
     )
     shaken = bare("handshake_cpu", "500")["cpu"] + bare("accepts", str(min(seconds, 2.0)))["cpu"]
     yield Row(
-        what="CPU of a connect to `init`",
+        what="CPU of a connect until init has come",
         ours=Figure(used, Unit.SECONDS),
         bare=Figure(shaken, Unit.SECONDS, "handshake, accept"),
     )
