@@ -6,6 +6,7 @@ No figure is looked at here. With `--long` everything is measured, in tiny; else
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,11 +16,15 @@ from xml.etree import ElementTree
 
 import pytest
 
+from peerstore.transport.secp256k1 import KeyPair
+from peerstore.types import NodeAddress
 from tests.benchmarks.__main__ import MEASUREMENTS, asked, main
 from tests.benchmarks.bench import Bench, Sizes
 from tests.benchmarks.lag import SETTLING, TICK, Sample, waits, without_steal
+from tests.benchmarks.load import Task
 from tests.benchmarks.picture import picture
 from tests.benchmarks.report import HEADS, Figure, Of, Row, Target, Unit, cells, document, table
+from tests.benchmarks.rig import load
 from tests.daemon import HANG
 
 TINY = (
@@ -147,6 +152,15 @@ def test_one_that_fails_takes_no_other_with_it(
     assert "idle: SystemExit: the load did not come up" in said.err
 
 
+@pytest.mark.parametrize("kind", ["updates", "handshakes"])
+def test_a_load_without_a_server_is_no_figure(kind: str) -> None:
+    with socket.socket() as bound:  # but nobody listens
+        bound.bind(("127.0.0.1", 0))
+        address = NodeAddress(KeyPair.generate().node_id, *bound.getsockname())
+        with pytest.raises(SystemExit, match=r"the load .*: its error stands above"):
+            load([Task(kind, str(address), 1, 57, 0.05)])
+
+
 @pytest.mark.parametrize(
     ("line", "complaint"),
     [
@@ -154,6 +168,8 @@ def test_one_that_fails_takes_no_other_with_it(
         ("--blobs 57 65532", "blobs: expected 8 to 65531 bytes"),
         ("--stored 100", "stored: expected at least 128 peers"),
         ("--seconds 0", "seconds: expected more than 0"),
+        ("--json /nowhere/figures.json", "can't write to the directory /nowhere"),
+        ("--dir /nowhere", "can't write to the directory /nowhere"),
     ],
 )
 def test_what_can_not_be_measured_is_a_usage_error(

@@ -61,6 +61,7 @@ class Measured:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure what is named, or all, and show it; exits 1 when something could not be measured."""
     options, sizes = asked(arguments)
+    about = machine(options.dir)
     _raise_descriptors()
     failed: list[str] = []
     begun = time.monotonic()
@@ -71,9 +72,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows = [each.row for each in measured]
     print(*table(HEADS, map(cells, rows)), sep="\n")
     stolen = max((each.stolen for each in measured), default=0.0)
-    print(f"\n{_words(machine())}; {seconds:.0f} s, at most {stolen:.1%} of a row's time stolen.")
+    print(f"\n{_words(about)}; {seconds:.0f} s, at most {stolen:.1%} of a row's time stolen.")
     if options.json:
-        _write(options.json, json.dumps(whole(measured, sizes, seconds), indent=2))
+        _write(options.json, json.dumps(whole(about, measured, sizes, seconds), indent=2))
     if options.picture:
         _write(options.picture, picture(rows))
     if failed:
@@ -85,7 +86,12 @@ def asked(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, Sizes]:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
     known = ", ".join(MEASUREMENTS)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"all, or some of {known}")
-    parser.add_argument("--dir", help="where databases are made; a disk, not RAM")
+    parser.add_argument(
+        "--dir",
+        type=Path,
+        default=tempfile.gettempdir(),
+        help="where databases are made; a disk, not RAM (default: %(default)s)",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
     parser.add_argument("--picture", type=Path, metavar="FILE", help="write an SVG there")
     for name, default in asdict(Sizes()).items():
@@ -101,6 +107,13 @@ def asked(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, Sizes]:
     # argparse can't have choices where none is a choice as well.
     if unknown := [name for name in options.names if name not in MEASUREMENTS]:
         parser.error(f"nothing is called {', '.join(unknown)}: expected some of {known}")
+    # Not after all has been measured.
+    for directory in (
+        options.dir,
+        *(file.parent for file in (options.json, options.picture) if file),
+    ):
+        if not os.access(directory, os.W_OK):
+            parser.error(f"can't write to the directory {directory}")
     given = {name: getattr(options, name) for name in HELP}
     try:
         many = {name: tuple(value) for name, value in given.items() if isinstance(value, list)}
@@ -133,21 +146,24 @@ def measure(names: Iterable[str], bench: Bench, failed: list[str]) -> Iterator[M
             yield Measured(name, row, since.share())
 
 
-def machine() -> dict[str, Any]:
-    """Where this runs."""
+def machine(directory: Path) -> dict[str, Any]:
+    """Where this runs, and on which file system databases are: in RAM nothing has to be synced."""
     return {
         "peerstore": __version__,
         "python": platform.python_version(),
         "kernel": platform.release(),
         "cores": os.cpu_count(),
         "cpu": _cpu_model(),
+        "file_system": _file_system(directory),
     }
 
 
-def whole(measured: Sequence[Measured], sizes: Sizes, seconds: float) -> dict[str, Any]:
+def whole(
+    about: dict[str, Any], measured: Sequence[Measured], sizes: Sizes, seconds: float
+) -> dict[str, Any]:
     """The run for JSON."""
     return {
-        **machine(),
+        **about,
         "sizes": asdict(sizes),
         "seconds": seconds,
         "items": [
@@ -158,7 +174,7 @@ def whole(measured: Sequence[Measured], sizes: Sizes, seconds: float) -> dict[st
 
 
 def _words(about: dict[str, Any]) -> str:
-    return ", ".join(f"{key} {value}" for key, value in about.items())
+    return ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in about.items())
 
 
 def _cpu_model() -> str:
@@ -167,6 +183,15 @@ def _cpu_model() -> str:
         if key.strip() == "model name":
             return value.strip()
     return platform.machine()
+
+
+def _file_system(directory: Path) -> str:
+    """Its type, as proc(5) names it."""
+    resolved = directory.resolve()
+    mounts = (line.split() for line in Path("/proc/self/mounts").read_text().splitlines())
+    holding = [(len(at), kind) for _, at, kind, *_ in mounts if resolved.is_relative_to(at)]
+    # Of two at the same place the later one covers the other.
+    return max(reversed(holding), key=lambda each: each[0])[1]
 
 
 def _write(file: Path, text: str) -> None:

@@ -206,6 +206,8 @@ async def updates(task: Task) -> dict[str, Any]:
     confirmed = sum(peer.confirmed for peer in peers)
     seconds = time.monotonic() - begun
     latencies = sorted(latency for peer in peers for latency in peer.latencies)
+    if any(peer.lost.done() for peer in peers):
+        raise SystemExit("a connection was lost, so too few updates were confirmed")
     for peer in peers:
         peer.running = False
         peer.transport.close()
