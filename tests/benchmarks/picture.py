@@ -12,6 +12,9 @@ LEFT, RIGHT = 380, 780
 """Where bars begin, and where the longest may end; how well each stands is written behind that."""
 TOP, LINE, BAR = 78, 24, 14
 
+LONGEST = 1.25
+"""Bars end there, lest one that is far better than its bare loop makes the others too small."""
+
 TITLE = "peerstore beside bare loops of the same parts"
 LEGEND = (
     "100% is as fast, or as cheap, as the bare loop in the same run. A mark is a target for that;"
@@ -41,7 +44,6 @@ def picture(rows: Sequence[Row]) -> str:
     shown = [row for row in rows if row.ratio]
     bottom = TOP + LINE * len(shown)
     height = bottom + 12
-    end = max([1.0, *(_standing(row, row.ratio or 1.0) for row in shown)])
     return str(
         element(
             "svg",
@@ -50,8 +52,8 @@ def picture(rows: Sequence[Row]) -> str:
             element("rect", class_="page", width=WIDTH, height=height),
             element("text", TITLE, class_="title", x=16, y=24),
             element("text", LEGEND, x=16, y=43),
-            *(_gridline(share, end, bottom) for share in (0.0, 0.25, 0.5, 0.75, 1.0)),
-            *(_bar(row, end, TOP + LINE * number) for number, row in enumerate(shown)),
+            *(_gridline(share, bottom) for share in (0.0, 0.25, 0.5, 0.75, 1.0)),
+            *(_bar(row, TOP + LINE * number) for number, row in enumerate(shown)),
             xmlns="http://www.w3.org/2000/svg",
             viewBox=f"0 0 {WIDTH} {height}",
             role="img",
@@ -64,18 +66,18 @@ def _standing(row: Row, ratio: float) -> float:
     return ratio if row.ours.unit.more_is_better else 1 / ratio
 
 
-def _x(share: float, end: float) -> float:
-    return round(LEFT + share / end * (RIGHT - LEFT), 1)
+def _x(share: float) -> float:
+    return round(LEFT + min(share / LONGEST, 1.0) * (RIGHT - LEFT), 1)
 
 
-def _gridline(share: float, end: float, bottom: float) -> Markup:
-    x = _x(share, end)
+def _gridline(share: float, bottom: float) -> Markup:
+    x = _x(share)
     line = element("line", class_="grid", x1=x, x2=x, y1=TOP - 4, y2=bottom)
     label = element("text", f"{share:.0%}", class_="middle", x=x, y=TOP - 8)
     return Markup(line + label)
 
 
-def _bar(row: Row, end: float, y: float) -> Markup:
+def _bar(row: Row, y: float) -> Markup:
     assert row.ratio is not None
     standing = _standing(row, row.ratio)
     verdict = "plain"
@@ -84,11 +86,11 @@ def _bar(row: Row, end: float, y: float) -> Markup:
     middle = y + BAR - 2
     drawn = [
         element("text", row.what, class_="end", x=LEFT - 8, y=middle),
-        element("rect", class_=verdict, x=LEFT, y=y, width=_x(standing, end) - LEFT, height=BAR),
+        element("rect", class_=verdict, x=LEFT, y=y, width=_x(standing) - LEFT, height=BAR),
         element("text", f"{standing:.0%}", class_="end", x=WIDTH - 16, y=middle),
     ]
     for target in row.targets:
         if target.of is Of.BARE:
-            x = _x(_standing(row, target.limit), end)
+            x = _x(_standing(row, target.limit))
             drawn.append(element("line", class_="mark", x1=x, x2=x, y1=y - 2, y2=y + BAR + 2))
     return Markup("".join(drawn))
