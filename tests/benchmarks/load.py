@@ -169,6 +169,11 @@ class Retriever(Peer):
         super().__init__(address, key)
         self.retrieved: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        if self.ready.exception() is None and not self.retrieved.done():
+            self.retrieved.set_exception(ConnectionError("closed before anything was given back"))
+
     def on_message(self, data: bytes) -> None:
         super().on_message(data)
         if data[1] == PeerStorageRetrieval.TYPE and not self.retrieved.done():

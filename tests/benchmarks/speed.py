@@ -105,12 +105,13 @@ def reconnects(bench: Bench) -> Iterator[Row]:
         with daemon(bench.directory, bench.stored(peers), allowed=keys) as served:
             yield from _retrievals(bench, served, f"{peers:,} peers stored", parts)
             small = Task("reconnects", "", 1, BLOB, bench.sizes.seconds, bench.small)
-            _, cost = _reconnect(served, small)
+            result, cost = _reconnect(served, small)
         yield Row(
             what=f"CPU of a retrieval of {BLOB} B, {peers:,} peers stored",
             ours=Figure(cost, Unit.SECONDS),
             bare=few,
             targets=() if few is None else (Target(1.5, Of.BARE),),
+            beside=_pace(result),
         )
         few = few or Figure(cost, Unit.SECONDS, f"with {peers:,}")
 
@@ -144,10 +145,7 @@ def _retrievals(bench: Bench, served: tuple[str, int], stored: str, parts: Figur
         ours=Figure(cost, Unit.SECONDS),
         bare=parts,
         targets=(Target(1.6, Of.BARE),),
-        beside=(
-            Figure(result["count"] / result["seconds"], Unit.PER_SECOND),
-            *_latencies([result]),
-        ),
+        beside=_pace(result),
     )
 
 
@@ -273,6 +271,12 @@ def _rate(results: list[dict[str, Any]], name: str = "") -> Figure:
     """Confirmed updates a second."""
     rate = sum(result["confirmed"] / result["seconds"] for result in results)
     return Figure(rate, Unit.PER_SECOND, name)
+
+
+def _pace(result: dict[str, Any]) -> tuple[Figure, ...]:
+    """How many reconnects a second a load has made, and how long each took."""
+    rate = Figure(result["count"] / result["seconds"], Unit.PER_SECOND)
+    return (rate, *_latencies([result]))
 
 
 def _latencies(results: list[dict[str, Any]]) -> tuple[Figure, ...]:
