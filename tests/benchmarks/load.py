@@ -66,7 +66,8 @@ class Peer(asyncio.Protocol):
         self.flush()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.lost.set_result(None)
+        if not self.lost.done():  # who waited for it may have been cancelled
+            self.lost.set_result(None)
         if not self.ready.done():
             self.ready.set_exception(exc or ConnectionError("closed by the server"))
 

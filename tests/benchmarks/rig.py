@@ -37,16 +37,16 @@ def load(tasks: Sequence[Task]) -> list[dict[str, Any]]:
 
 def run_attacks(attacks: Sequence[Attack]) -> list[dict[str, Any]]:
     """Run each in a process of its own, started together, the first one last."""
-    return _together("tests.benchmarks.attacks", attacks[::-1])[::-1]
+    return _together("tests.benchmarks.attacks", attacks)
 
 
 def _together(module: str, jobs: Sequence[Task | Attack]) -> list[dict[str, Any]]:
-    """Have a module do jobs in a process each, told to go in this order once all are ready."""
+    """Have a module do jobs in a process each; once all are ready the first is told to go last."""
     processes = [python(module, json.dumps(asdict(job))) for job in jobs]
     try:
         for process in processes:
             expect_ready(process)
-        for process in processes:
+        for process in processes[::-1]:
             say(process, "go")
         longest = max(job.seconds for job in jobs)
         return [_result(process, longest + PATIENCE) for process in processes]
