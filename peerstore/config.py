@@ -221,7 +221,12 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 NEEDS_RESTART = (
-    *("network", "node_key_file", "listen.addresses", "store.url", "channels.", "metrics."),
+    "network",
+    "node_key_file",
+    "listen.addresses",
+    "store.url",
+    "channels.",
+    "metrics.",
 )
 """How the keys begin that a running daemon can't change; it follows all others when it reloads."""
 

@@ -388,8 +388,10 @@ async def running(
         stack.push_async_callback(daemon.dialer.close)
         daemon.follow_dial()
         for regular in (
-            *(_snapshots(daemon, data_dir), _prune(daemon)),
-            *(daemon.activity.run(), daemon.monitor.watch_loop()),
+            _snapshots(daemon, data_dir),
+            _prune(daemon),
+            daemon.activity.run(),
+            daemon.monitor.watch_loop(),
         ):
             task = asyncio.create_task(regular)
             stack.callback(task.cancel)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -40,8 +41,6 @@ class _Look:
     error: str = ""
     alarms: Mapping[str, int] = field(default_factory=dict)
     kinds: Mapping[BackupKind, tuple[int, int]] = field(default_factory=dict)
-    newest: Sequence[Alarm] = ()
-    activity: Sequence[Sample] = ()
     free: int | None = None
 
 
@@ -94,8 +93,10 @@ class Monitor:
 
     async def problems(self) -> list[Problem]:
         """What is not well, the worst first."""
+        return await self._judge(await self._look())
+
+    async def _judge(self, look: _Look) -> list[Problem]:
         store, watch, config = self._store, self._watch(), self._config()
-        look = await self._look()
         if look.free is None:
             return [Problem(look.error, unready=True)]
         return problems(
@@ -125,7 +126,15 @@ class Monitor:
         return Page(b"ok\n")
 
     async def _show_status(self, _accept: str) -> Page:
-        problems, look = await self.problems(), await self._look()
+        look, now = await self._look(), time.time()
+        alarms: Sequence[Alarm] = ()
+        activity: Sequence[Sample] = ()
+        if not look.error:
+            # Should it fail only now, the next page says so.
+            with contextlib.suppress(StoreError, TimeoutError):
+                async with asyncio.timeout(READ_SECONDS):
+                    alarms = await self.reader.newest_alarms(SHOWN_ALARMS)
+                    activity = await self.reader.activity(int(now) - SHOWN_SECONDS, int(now))
         status = await status_of(
             config=self._config(),
             server=self._server,
@@ -133,12 +142,12 @@ class Monitor:
             watch=self._watch(),
             uris=self._uris(),
             running=time.monotonic() - self._started_at,
-            now=time.time(),
-            problems=problems,
+            now=now,
+            problems=await self._judge(look),
             disk_free=look.free,
-            alarms=look.newest,
+            alarms=alarms,
             standing=sum(look.alarms.values()),
-            activity=look.activity,
+            activity=activity,
         )
         # Codes and pictures take some milliseconds that peers need not wait.
         document = await asyncio.to_thread(render, status)
@@ -150,8 +159,8 @@ class Monitor:
 
     async def _figures(self) -> Figures:
         store, server, watch, config = self._store, self._server, self._watch(), self._config()
-        unready = [each for each in await self.problems() if each.unready]
         look = await self._look()
+        unready = [each for each in await self._judge(look) if each.unready]
         states = ("handshake", "init", "open", "closing")
         connections = collections.Counter(connection.state for connection in server.connections)
         return Figures(
@@ -187,14 +196,11 @@ class Monitor:
         return await asyncio.shield(self._looking)
 
     async def _read(self) -> _Look:
-        now = int(time.time())
         try:
             async with asyncio.timeout(READ_SECONDS):
                 return _Look(
                     alarms=await self.reader.alarm_counts(),
                     kinds=await self.reader.kinds(),
-                    newest=await self.reader.newest_alarms(SHOWN_ALARMS),
-                    activity=await self.reader.activity(now - SHOWN_SECONDS, now),
                     free=await self.reader.free_space(),
                 )
         except TimeoutError:
