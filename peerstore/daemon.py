@@ -306,7 +306,7 @@ class Daemon:
             _log.warning("config_warning", text=warning)
         self._loaded, self.config = loaded, loaded.config
         log.configure(self.config.log.level, self.config.log.format)
-        self.server.log = self.store.log = structlog.get_logger().bind()
+        self.server.log = structlog.get_logger().bind()
         self.server.set_limits(_limits(self.config))
         self.store.quotas = quotas(self.config)
         self.follow_dial()

@@ -14,7 +14,7 @@ from tests.test_project import PACKAGE, ROOT
 LEVELS = {"exception": "error"} | {
     level: level for level in ("debug", "info", "warning", "error", "critical")
 }
-LOGGER = r"_log|self\.log|self\._?(server|store)\.log"
+LOGGER = r"_log|self\.log|self\._?server\.log"
 """What loggers are called."""
 
 PAGE = "## What the log says"

@@ -151,8 +151,6 @@ class SqliteStore:
         self._told_at = 0.0
         """When that was logged."""
         self._writing_since: float | None = None
-        # Bound once: a lazy logger is made anew at every call.
-        self.log = structlog.get_logger().bind()
         self._writer = writer
         self._tally = tally
         self._clocks = clocks
@@ -695,14 +693,15 @@ class SqliteStore:
         self._tally.evicted_peers += len(plan.displaced)
         self._tally.evicted_bytes += sum(each.bytes for each in plan.displaced)
 
-    def _log_stored(self, plan: Plan, revision_before: int) -> None:
+    @staticmethod
+    def _log_stored(plan: Plan, revision_before: int) -> None:
         """Say what a transaction has stored, where that is wanted."""
-        if not self.log.is_enabled_for(logging.DEBUG):
+        if not _log.is_enabled_for(logging.DEBUG):
             return
         for _, slot, current in plan.current:
             revision = current.revision
             if revision.revision > revision_before:  # else the bytes were there already
-                self.log.debug(
+                _log.debug(
                     "stored", node_id=slot.node_id.hex(), kind=slot.kind.label,
                     channel_id=slot.channel_id.hex(), revision=revision.revision,
                     size=revision.size,

@@ -72,13 +72,8 @@ def bursts(bench: Bench) -> Iterator[Row]:
     for size in bench.sizes.blobs:
         keys = _keys(BURST_CONNECTIONS)
         task = Task("updates", "", len(keys), size, bench.sizes.seconds, keys, in_flight=BURST)
-        ours, received = _beside_receiver(bench, task)
-        yield Row(
-            what=f"bursts of {BURST} updates of {size} B, {_counted(len(keys))}",
-            ours=_rate(ours),
-            bare=_rate(received, "receive"),
-            beside=_latencies(ours),
-        )
+        what = f"bursts of {BURST} updates of {size} B, {_counted(len(keys))}"
+        yield _row_beside_receiver(bench, what, task)
 
 
 def identical(bench: Bench) -> Iterator[Row]:
@@ -87,13 +82,19 @@ def identical(bench: Bench) -> Iterator[Row]:
     for size in bench.sizes.blobs:
         keys = _keys(connections)
         task = Task("updates", "", connections, size, bench.sizes.seconds, keys, identical=True)
-        ours, received = _beside_receiver(bench, task)
-        yield Row(
-            what=f"identical updates of {size} B, {_counted(connections)}",
-            ours=_rate(ours),
-            bare=_rate(received, "receive"),
-            beside=_latencies(ours),
-        )
+        what = f"identical updates of {size} B, {_counted(connections)}"
+        yield _row_beside_receiver(bench, what, task)
+
+
+def _row_beside_receiver(bench: Bench, what: str, task: Task) -> Row:
+    """What a load does to the daemon and to the bare receiver."""
+    ours, received = _beside_receiver(bench, task)
+    return Row(
+        what=what,
+        ours=_rate(ours),
+        bare=_rate(received, "receive"),
+        beside=_latencies(ours),
+    )
 
 
 def reconnects(bench: Bench) -> Iterator[Row]:
