@@ -8,7 +8,9 @@ import os
 import re
 import shlex
 import subprocess
+import tomllib
 from collections.abc import Callable, Iterator
+from ipaddress import ip_address
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -19,6 +21,7 @@ from peerstore import daemon as daemon_module
 from peerstore.config import Config
 from peerstore.control import call
 from peerstore.tally import Tally
+from peerstore.types import parse_host_port
 from tests.daemon import HANG, Daemon
 from tests.test_cli_peers import (
     ALICE,
@@ -185,3 +188,15 @@ def test_the_readme_has_the_keys_of_the_results(running: Daemon) -> None:
     # What has nothing to say, on a peer that is there.
     assert results["peers.allow"] == "null"
     assert call(socket, "peers.allow", node_id=A) is None
+
+
+def test_what_tor_passes_on_is_what_is_listened_on_and_announced() -> None:
+    section = README.split("\n## Over Tor\n")[1].split("\n## ")[0]
+    port, target = re.findall(r"^HiddenServicePort (\d+) (\S+)$", section, re.MULTILINE)[0]
+    (block,) = re.findall(r"```toml\n(.*?)```", section, re.DOTALL)
+    listen = tomllib.loads(block)["listen"]
+    assert listen["addresses"] == [target]
+    assert [address.rpartition(":")[2] for address in listen["announce"]] == [port]
+    # Whoever comes through Tor comes from where it passes on to.
+    host, _ = parse_host_port(target)
+    assert any(ip_address(host) in each.network for each in Config().limits.exempt_networks)
