@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 
 IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
+@functools.lru_cache(maxsize=4096)
 def parse_ip(host: str) -> IpAddress | None:
     """The IP address of a host's text, None where it is a name; an IPv4 address in IPv6's form
     (`::ffff:203.0.113.5`) is that IPv4 address."""

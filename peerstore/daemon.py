@@ -7,6 +7,7 @@ import concurrent.futures
 import contextlib
 import errno
 import functools
+import gc
 import math
 import resource
 import signal
@@ -473,6 +474,9 @@ async def run(
 
         serving = daemon
         loop.add_signal_handler(signal.SIGHUP, hang_up)
+        # A full collection looks at all that is there, for tens of milliseconds, and the program
+        # itself is most of that.
+        gc.freeze()
         ready(daemon)
         manager.say(READY="1", STATUS=await daemon.status())
         await stop.wait()

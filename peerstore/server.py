@@ -39,7 +39,7 @@ from peerstore.errors import (
     TransportError,
 )
 from peerstore.listening import listen_failure, listening_socket
-from peerstore.policy import EVERYONE, Decision, Policy, Visit
+from peerstore.policy import EVERYONE, Policy, Visit
 from peerstore.proxy import STRAIGHT, Route
 from peerstore.refusals import NewestRefusals
 from peerstore.session import (
@@ -654,8 +654,9 @@ class PeerConnection(asyncio.BufferedProtocol):
     def follow_policy(self) -> None:
         """Take updates or refuse them as the policy has it now."""
         if self._session is not None and self._lease is not None and not self._closing:
-            self._introduce(self._lease)
-            self._session.refusal = self._decision(self._lease).refusal
+            visit = _visit(self._lease)
+            self._introduce(self._lease, visit)
+            self._session.refusal = self._server.policy.decide(self._lease.node_id, visit).refusal
             self._follow_rates(self._session, self._lease)
 
     def _follow_rates(self, session: Session, lease: Lease) -> None:
@@ -665,14 +666,6 @@ class PeerConnection(asyncio.BufferedProtocol):
         self._rate = rates.bytes
         session.pong_rate = rates.pong_bytes
         lease.pace(rates.commits)
-
-    def _decision(self, lease: Lease) -> Decision:
-        return self._server.policy.decide(lease.node_id, self._visit(lease))
-
-    @staticmethod
-    def _visit(lease: Lease) -> Visit | None:
-        stored = any(True for _ in lease.slots)
-        return Visit(lease.last_height) if stored else None
 
     @property
     def established(self) -> bool:
@@ -734,28 +727,21 @@ class PeerConnection(asyncio.BufferedProtocol):
             return
         more = False
         left = MESSAGES_PER_TURN
+        connection = self._connection
         try:
-            while self._unhindered():
+            while connection.buffered and self._unhindered():
                 if not left:
                     more = True
                     self._server.loop.call_soon(self._process)
                     break
                 left -= 1
-                event = self._connection.next_event()
+                event = connection.next_event()
                 if event is None:
                     break
                 if isinstance(event, Authenticated):
                     self._authenticated(event.node_id)
                 elif self._session is not None:
-                    name = MESSAGE_NAMES.get(event.data[:2], "other")
-                    self._server.tally.received[name] += 1
-                    now = self._server.loop.time()
-                    self._carry_out(self._session.receive(event.data, now))
-                    if not self.met:
-                        self._meet(self._session)
-                    if self._connection.outgoing > WRITE_AHEAD:
-                        # What the peer does not read has to stop us at once.
-                        self._flush()
+                    self._take(event.data, self._session)
         except TransportError as error:
             self._broken(error)
             return
@@ -766,6 +752,17 @@ class PeerConnection(asyncio.BufferedProtocol):
         self.regulate()
         if not self._closing:
             self._arm()
+
+    def _take(self, message: bytes, session: Session) -> None:
+        self._server.tally.received[MESSAGE_NAMES.get(message[:2], "other")] += 1
+        actions = session.receive(message, self._server.loop.time())
+        if actions:
+            self._carry_out(actions)
+            if self._connection.outgoing > WRITE_AHEAD:
+                # What the peer does not read has to stop us at once.
+                self._flush()
+        if not self.met:
+            self._meet(session)
 
     def _meet(self, session: Session) -> None:
         """The peer's first message was taken: was it a good `init`?"""
@@ -820,9 +817,10 @@ class PeerConnection(asyncio.BufferedProtocol):
             lease.close()
             return
         self._lease = lease
-        if not self._server.has_room(self, wished=self._introduce(lease)):
+        visit = _visit(lease)
+        if not self._server.has_room(self, wished=self._introduce(lease, visit)):
             return
-        decision = self._decision(lease)
+        decision = self._server.policy.decide(node_id, visit)
         self._session = session = Session(
             chain_hash=self._server.network.chain_hash,
             now=self._server.loop.time(),
@@ -839,11 +837,11 @@ class PeerConnection(asyncio.BufferedProtocol):
         self._carry_out(session.start())
         self._process()
 
-    def _introduce(self, lease: Lease) -> bool:
+    def _introduce(self, lease: Lease, visit: Visit | None) -> bool:
         """Tell the server what the peer is here; returns whether it is the operator's wish."""
         policy = self._server.policy
         wished = self._remote is not None or policy.allows(lease.node_id)
-        known = wished or lease.established or policy.protects(lease.node_id, self._visit(lease))
+        known = wished or lease.established or policy.protects(lease.node_id, visit)
         self._server.get_to_know(self, stranger=not known)
         return wished
 
@@ -1009,6 +1007,12 @@ class PeerConnection(asyncio.BufferedProtocol):
         self._server.log.debug(
             "peer_disconnected", node_id=self._hex_id(), address=self._address(), reason=reason
         )
+
+
+def _visit(lease: Lease) -> Visit | None:
+    """The last visit of a peer that has something here."""
+    stored = any(True for _ in lease.slots)
+    return Visit(lease.last_height) if stored else None
 
 
 def stored_of(lease: Lease) -> Stored:

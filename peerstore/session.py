@@ -35,6 +35,7 @@ from peerstore.wire.messages import (
     ALL_CHANNELS,
     CHANNEL_MESSAGES,
     MAX_BACKUP_SIZE,
+    MESSAGES,
     PONG_LIMIT,
     ChannelReestablish,
     ErrorMessage,
@@ -51,7 +52,6 @@ from peerstore.wire.messages import (
     UpdateNodeBackup,
     WarningMessage,
     channel_id_of,
-    decode_message,
     message_type,
 )
 
@@ -274,9 +274,9 @@ class Session:
     def ready(self) -> bool:
         """Whether `receive` may be called; messages wait while it is False."""
         return (
-            self.state in (State.INIT, State.OPEN)
-            and not self._confirmations.full
+            (self.state is State.OPEN or self.state is State.INIT)
             and not self._overdrawn
+            and not self._confirmations.full
         )
 
     @property
@@ -426,12 +426,13 @@ class Session:
 
     def _dispatch(self, data: bytes, now: float) -> None:
         number = message_type(data)
+        if not self._spoken:
+            # Who hangs up on an init may say why before; what is about a channel is no such word.
+            about_all = number in (WarningMessage.TYPE, ErrorMessage.TYPE) and not any(data[2:34])
+            self._spoken = not about_all
         handler = _HANDLERS.get(number)
-        # Who hangs up on an init may say why before; what is about a channel is no such word.
-        about_all = number in (WarningMessage.TYPE, ErrorMessage.TYPE) and not any(data[2:34])
-        self._spoken = self._spoken or not about_all
         if handler is not None:
-            handler(self, decode_message(data), now)
+            handler(self, MESSAGES[number].decode(data), now)
         elif number in CHANNEL_MESSAGES:
             self._on_channel_message(number, data, now)
         elif number % 2 and number in CHANNEL_TYPES:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import re
 from dataclasses import dataclass
-from typing import NewType
+from typing import NamedTuple, NewType
 
 from peerstore.errors import AddressError
 
@@ -57,8 +57,7 @@ class BackupKind(enum.IntEnum):
         return self.name.lower()
 
 
-@dataclass(frozen=True, slots=True)
-class Slot:
+class Slot(NamedTuple):
     """Where one backup of one peer lives; `channel_id` is empty but for a channel backup."""
 
     node_id: NodeId

@@ -18,7 +18,6 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-import aiosqlite
 import pytest
 import structlog
 import structlog.testing
@@ -37,6 +36,7 @@ from peerstore.server import (
 )
 from peerstore.session import Timeouts
 from peerstore.store.base import Counts, Quotas
+from peerstore.store.database import Database
 from peerstore.store.sqlite import Clocks, SqliteStore
 from peerstore.transport.secp256k1 import KeyPair
 from peerstore.types import Network, NodeAddress
@@ -919,7 +919,7 @@ async def test_a_peer_whose_backups_can_not_be_looked_up_is_closed_on(
         raise sqlite3.OperationalError("disk I/O error")
 
     with monkeypatch.context() as patch:
-        patch.setattr(aiosqlite.Connection, "execute_fetchall", broken)
+        patch.setattr(Database, "call", broken)
         async with dialed(node) as peer:
             await peer.shake_hands()
             peer.say(INIT, PeerStorage(b"too early"), Ping(1))
@@ -938,7 +938,7 @@ async def test_a_peer_whose_backup_can_not_be_read_is_not_left_hanging(
     async with serving(tmp_path, limits) as node:
         async with authenticated(node) as peer:
             with monkeypatch.context() as patch:
-                patch.setattr(aiosqlite.Connection, "execute_fetchall", broken)
+                patch.setattr(Database, "call", broken)
                 peer.say(INIT, Ping(1))
                 assert await peer.hear() in (None, Pong(bytes(1)))
         node.server.limits = PATIENT

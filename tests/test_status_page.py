@@ -479,7 +479,7 @@ async def test_the_page_of_a_daemon_shows_alarms_the_newest_first(data_dir: Path
     async with started(data_dir) as daemon:
         for number in range(SHOWN_ALARMS + 2):
             text = f"this is {number}"
-            of = replace(slot, node_id=key_pair(number + 1).node_id)
+            of = slot._replace(node_id=key_pair(number + 1).node_id)
             await daemon.store.run(raise_alarm("damaged", text, of, None))
         text = Page(await page_of(daemon)).text
         assert f"{SHOWN_ALARMS + 2} alarms stand" in text

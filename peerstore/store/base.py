@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from peerstore.types import ChannelState, NodeId, Slot
 
@@ -17,8 +17,7 @@ _DIGEST_TAG = b"peerstore backup 1"
 _CHANNEL_TAG = b"peerstore channel 1"
 
 
-@dataclass(frozen=True, slots=True)
-class Revision:
+class Revision(NamedTuple):
     """One stored version of a slot, without its bytes.
 
     `revision` rises with every version stored and is never used again; `size` is in bytes,

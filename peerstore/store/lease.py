@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from peerstore.addresses import group_of, parse_ip
 from peerstore.errors import AddressError, StoreClosedError
@@ -17,15 +17,21 @@ MAX_REASONS = 10
 """Reasons of refusals that are kept of a peer."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Update:
-    """A new blob; `sha256` is that of the blob."""
+    """A new blob; `sha256` is that of the blob, once it was hashed."""
 
     blob: bytes
-    sha256: bytes
+    sha256: bytes = b""
 
 
-@dataclass(frozen=True, slots=True)
+def hash_updates(updates: Iterable[Update]) -> None:
+    """Hash blobs; hashlib lets go of the GIL for it."""
+    for update in updates:
+        update.sha256 = hashlib.sha256(update.blob).digest()
+
+
+@dataclass(slots=True)
 class Change:
     """What waits to be written of a slot: a new blob, the state of its channel, or both.
 
@@ -47,8 +53,7 @@ class Change:
         return Change(self.update or older.update, self.channel or older.channel, older.sequences)
 
 
-@dataclass(frozen=True, slots=True)
-class Current:
+class Current(NamedTuple):
     """The current version of a slot and its row.
 
     `opened` is when it became current, in seconds that the daemon has seen pass. `opened_here`
@@ -212,8 +217,7 @@ class SqliteLease:
             raise StoreClosedError("a newer connection of this peer has taken over")
         update = None
         if blob is not None:
-            # Hashed here, one at a time: a whole batch at once would hold the loop up.
-            update = Update(blob, hashlib.sha256(blob).digest())
+            update = Update(blob)
             self.firsts.setdefault(slot, len(blob))
         self._store.submit(self, slot, Change(update, channel, [sequence]))
         self.received = sequence

@@ -10,11 +10,10 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import aiosqlite
-
 from peerstore.channels.base import KnownChannel
 from peerstore.errors import StoreError
 from peerstore.store.base import KEPT_SAMPLES, SAMPLE_SECONDS, Due, Retention
+from peerstore.store.database import Database
 from peerstore.store.due import NOT_KEPT, Place, next_due
 from peerstore.store.plan import PIN_AUTOMATIC, PIN_OPERATOR
 from peerstore.store.times import Moment
@@ -25,7 +24,7 @@ from peerstore.types import BackupKind, NodeId, Slot
 class Transaction:
     """The writer's connection, the wall clock, and the times that decide."""
 
-    connection: aiosqlite.Connection
+    connection: Database
     now: int
     moment: Moment
 

@@ -181,7 +181,7 @@ class Planner:
     def _seen_again(self, lease: SqliteLease, slot: Slot, current: Current) -> None:
         if self._now - current.last_seen_at >= LAST_SEEN_SECONDS:
             self.plan.seen_again.append((self._now, current.row_id))
-            self.plan.current.append((lease, slot, replace(current, last_seen_at=self._now)))
+            self.plan.current.append((lease, slot, current._replace(last_seen_at=self._now)))
 
     def _first(self, lease: SqliteLease, slot: Slot, update: Update) -> None:
         channels = 0
@@ -209,7 +209,11 @@ class Planner:
 
     def _overwrite(self, lease: SqliteLease, slot: Slot, update: Update, current: Current) -> None:
         added = len(update.blob) - current.revision.size
-        self._thin(lease, self._kept.get(slot, ()), added)
+        kept = self._kept.get(slot)
+        if kept:
+            self._thin(lease, kept, added)
+        else:
+            self._charge(lease, added, replaces=True)
         # The row keeps what says when it was opened; the values for a new row are not used.
         self._write(lease, slot, update, current.row_id, opened_here=current.opened_here)
 
@@ -330,14 +334,15 @@ class Planner:
              update.sha256, digest, self._now, self._now, self._seen, update.blob)
         )  # fmt: skip
         before = lease.holdings.current.get(slot)
-        if before is None or before.row_id != row_id:
-            before = Current(row_id, revision, self._now, opened=self._seen)
-        now = replace(
-            before,
-            revision=revision,
+        same_row = before is not None and before.row_id == row_id
+        now = Current(
+            row_id,
+            revision,
             last_seen_at=self._now,
+            opened=before.opened if before is not None and same_row else self._seen,
+            pins=before.pins if before is not None and same_row else 0,
+            held=before is not None and same_row and before.held,
             opened_here=opened_here,
-            damaged=False,
             verified=True,
         )
         self.plan.current.append((lease, slot, now))

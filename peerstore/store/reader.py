@@ -8,13 +8,11 @@ import hashlib
 import itertools
 import os
 import sqlite3
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
-
-import aiosqlite
+from typing import Any, Self, TypeVar
 
 from peerstore.channels.base import KnownChannel
 from peerstore.errors import (
@@ -40,6 +38,7 @@ from peerstore.store.base import (
     backup_digest,
     channel_digest,
 )
+from peerstore.store.database import Database
 from peerstore.store.due import CLOSING, LAST_CLOSINGS, STANDS, Place, next_due, values_of
 from peerstore.store.lease import Current, Holdings
 from peerstore.store.migrate import migrations, schema_version
@@ -158,6 +157,8 @@ _CHANNELS = f"""
     ORDER BY k.node_id, k.channel_id
 """
 
+T = TypeVar("T")
+
 PAGE = 1000
 """Versions that are listed with one statement."""
 
@@ -187,7 +188,7 @@ class Meta:
 class SqliteReader:
     """Read-only connections to a database; nothing here can write or checkpoint."""
 
-    def __init__(self, path: Path, connections: list[aiosqlite.Connection]) -> None:
+    def __init__(self, path: Path, connections: list[Database]) -> None:
         self._path = path
         self._connections = connections
         self._turn = itertools.count()
@@ -197,13 +198,13 @@ class SqliteReader:
     async def open(cls, path: Path, *, connections: int = 1) -> Self:
         """Raises StoreError when there is no database or it can't be read, SchemaError when its
         schema is not the one that this program reads."""
-        opened: list[aiosqlite.Connection] = []
+        opened: list[Database] = []
         try:
             uri = _read_only_uri(path)
             # Tried here first: aiosqlite's thread would outlive a failure.
             sqlite3.connect(uri, uri=True).close()
             for _ in range(connections):
-                opened.append(await aiosqlite.connect(uri, uri=True))  # noqa: PERF401 - closed on error
+                opened.append(await Database.open(uri, uri=True))  # noqa: PERF401 - closed on error
             version = await schema_version(opened[0])
             if version == 0:
                 raise SchemaError("it is empty: run `peerstore init`")
@@ -316,18 +317,9 @@ class SqliteReader:
         """
         problem = "does not match its digest"
         try:
-            rows = await self._all(
-                f"SELECT {_REVISION}, b.digest, b.blob FROM backup AS b WHERE b.id = ?", (row_id,)
-            )
-            if not rows:
-                raise MissingBackupError(
-                    f"revision {expected.revision} ({expected.slot.label}) of"
-                    f" {expected.slot.node_id.hex()} was deleted"
-                )
-            for row in rows:
-                digest, blob = row[7:]
-                if _revision(row) == expected and matches(expected, digest, blob):
-                    return Backup(expected, blob)
+            blob = await self._call(lambda connection: _sound_blob(connection, row_id, expected))
+            if blob is not None:
+                return Backup(expected, blob)
         except ValueError as error:  # a kind that there is not
             problem = str(error)
         except StoreError as error:
@@ -564,19 +556,39 @@ class SqliteReader:
         self,
         sql: str,
         parameters: Sequence[object] | Mapping[str, object] = (),
-        connection: aiosqlite.Connection | None = None,
+        connection: Database | None = None,
     ) -> list[Any]:
-        # One hop to the connection's thread, where a cursor takes three.
+        return await self._call(lambda own: own.execute(sql, parameters).fetchall(), connection)
+
+    async def _call(
+        self, work: Callable[[sqlite3.Connection], T], connection: Database | None = None
+    ) -> T:
         try:
-            connection = connection or self._connection()
-            return list(await connection.execute_fetchall(sql, parameters))
+            return await (connection or self._connection()).call(work)
         except sqlite3.Error as error:
             raise StoreError(f"{self._path}: the database can't be read: {error}") from error
 
-    def _connection(self) -> aiosqlite.Connection:
+    def _connection(self) -> Database:
         if not self._connections:
             raise StoreClosedError("the store is closed")
         return self._connections[next(self._turn) % len(self._connections)]
+
+
+def _sound_blob(connection: sqlite3.Connection, row_id: int, expected: Revision) -> bytes | None:
+    """The bytes of a version, None where they don't match; raises MissingBackupError.
+
+    Hashed where it is read, so that the loop goes on.
+    """
+    sql = f"SELECT {_REVISION}, b.digest, b.blob FROM backup AS b WHERE b.id = ?"
+    row = connection.execute(sql, (row_id,)).fetchone()
+    if row is None:
+        raise MissingBackupError(
+            f"revision {expected.revision} ({expected.slot.label}) of"
+            f" {expected.slot.node_id.hex()} was deleted"
+        )
+    digest, blob = row[7:]
+    sound = _revision(row) == expected and matches(expected, digest, blob)
+    return bytes(blob) if sound else None
 
 
 def disk_free(path: Path) -> int:

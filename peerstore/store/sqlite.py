@@ -21,7 +21,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Self
 
-import aiosqlite
 import structlog
 
 from peerstore.errors import (
@@ -43,10 +42,11 @@ from peerstore.store.base import (
     Revision,
     Version,
 )
+from peerstore.store.database import Database
 from peerstore.store.displaced_log import DisplacedLog
 from peerstore.store.due import Place
 from peerstore.store.giving_way import LOOK_SECONDS, GivingWay
-from peerstore.store.lease import MAX_REASONS, Change, SqliteLease, Update
+from peerstore.store.lease import MAX_REASONS, Change, SqliteLease, Update, hash_updates
 from peerstore.store.mark import Mark, mark_path, read_mark, write_mark
 from peerstore.store.operations import Operation, Transaction
 from peerstore.store.plan import NOBODY, KeptRow, Plan, Planner
@@ -61,6 +61,9 @@ CONGESTED_BYTES = 32 << 20
 
 BATCH_BYTES = 16 << 20
 """Blobs of one transaction."""
+
+HASHED_HERE = 128 << 10
+"""Bytes of blobs up to which hashing them costs less than a hop to the writer's thread."""
 
 READERS = 2
 
@@ -132,7 +135,7 @@ class SqliteStore:
     def __init__(
         self,
         path: Path,
-        writer: aiosqlite.Connection,
+        writer: Database,
         reader: SqliteReader,
         quotas: Quotas,
         clocks: Clocks,
@@ -209,7 +212,7 @@ class SqliteStore:
             statements.make_file(path)
             # Tried here first: aiosqlite's thread would outlive a failure.
             sqlite3.connect(path).close()
-            writer = await aiosqlite.connect(
+            writer = await Database.open(
                 path, isolation_level="IMMEDIATE", cached_statements=statements.CACHED
             )
         except (sqlite3.Error, OSError) as error:
@@ -613,6 +616,7 @@ class SqliteStore:
 
         Returns what was refused and why. Raises sqlite3.Error, and then nothing is changed.
         """
+        await self._hash(batch)
         await self._verify_repeated(batch)
         try:
             return await self._commit_now(batch)
@@ -651,10 +655,12 @@ class SqliteStore:
             for each in plan.displaced:
                 self._visits.pop(each.node_id, None)  # nobody has come back yet
             for lease, slot, current in plan.current:
-                lease.holdings.current[slot] = current
-                lease.holdings.rows |= {current.row_id}
-                if lease.holdings.first_seen is None:
-                    lease.holdings.first_seen = seen
+                holdings = lease.holdings
+                holdings.current[slot] = current
+                if current.row_id not in holdings.rows:
+                    holdings.rows |= {current.row_id}
+                if holdings.first_seen is None:
+                    holdings.first_seen = seen
                     self.visit(lease)
             for lease, size in plan.sizes.items():
                 lease.holdings.size = size
@@ -668,9 +674,9 @@ class SqliteStore:
                 if loss.hold_until is not None and owner is not None:
                     owner.holdings.held[loss.slot] = loss.hold_until
             self._mark()
-        for lease, _, changes in batch.leases:
-            refused = plan.refused.get(lease, {})
-            lease.sent |= {s for s, change in changes.items() if change.update and s not in refused}
+        for lease, slot, _ in batch.updates():
+            if slot not in lease.sent and slot not in plan.refused.get(lease, ()):
+                lease.sent |= {slot}
         self._count(plan)
         if plan.rows:
             self._log_stored(plan, revision_before)
@@ -753,8 +759,8 @@ class SqliteStore:
         for slot, current in lease.holdings.current.items():
             old = before.current.get(slot)
             if old is not None and old.row_id == current.row_id:
-                lease.holdings.current[slot] = replace(
-                    current, opened_here=old.opened_here, damaged=old.damaged
+                lease.holdings.current[slot] = current._replace(
+                    opened_here=old.opened_here, damaged=old.damaged
                 )
         # What this connection was given back does not change by what comes after, unless it is
         # gone.
@@ -775,6 +781,14 @@ class SqliteStore:
             and (not current.opened_here or lease.holdings.size + len(update.blob) > room)
         ]
         return await statements.kept_versions(self._writer, slots, seen)
+
+    async def _hash(self, batch: _Batch) -> None:
+        """Hash what was handed in: much of it on the writer's thread, so that the loop goes on."""
+        updates = [update for _, _, update in batch.updates() if not update.sha256]
+        if sum(len(update.blob) for update in updates) < HASHED_HERE:
+            hash_updates(updates)
+        else:
+            await self._writer.call(lambda _: hash_updates(updates))
 
     async def _verify_repeated(self, batch: _Batch) -> None:
         """A blob that came again counts as stored only where the stored one is sound."""
@@ -825,8 +839,8 @@ class SqliteStore:
     def _note(lease: SqliteLease, row_id: int, revision: Revision, *, damaged: bool) -> None:
         current = lease.holdings.current.get(revision.slot)
         if current is not None and (current.row_id, current.revision) == (row_id, revision):
-            lease.holdings.current[revision.slot] = replace(
-                current, damaged=damaged, verified=not damaged
+            lease.holdings.current[revision.slot] = current._replace(
+                damaged=damaged, verified=not damaged
             )
 
     async def _candidates(self, batch: _Batch, tx: Transaction) -> Candidates:

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import itertools
 import os
+import sqlite3
 from dataclasses import asdict
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from peerstore.store.history import Kept
 from peerstore.store.lease import MAX_REASONS
 from peerstore.store.migrate import migrate, schema_version
 from peerstore.store.operations import Transaction
-from peerstore.store.plan import PIN_AUTOMATIC, KeptRow, Plan
+from peerstore.store.plan import PIN_AUTOMATIC, KeptRow, Loss, Plan
 from peerstore.store.room import Totals
 from peerstore.types import BackupKind, ChannelState, Network, NodeId, Slot
 
@@ -94,22 +95,30 @@ def _channel_row(slot: Slot, state: ChannelState, tx: Transaction) -> tuple[obje
 
 async def write(plan: Plan, tx: Transaction, totals: Totals) -> None:
     """Write a plan and commit it; raises sqlite3.Error."""
-    writer = tx.connection
     if plan.displaced:
         await operations.delete_peers(tx, [peer.node_id for peer in plan.displaced])
+    for loss in plan.losses:
+        await _mark_loss(loss, tx)
+    await tx.connection.call(lambda connection: _write_and_commit(connection, plan, tx, totals))
+
+
+def _write_and_commit(
+    connection: sqlite3.Connection, plan: Plan, tx: Transaction, totals: Totals
+) -> None:
+    """What nearly every plan has, in one go."""
     if plan.drops:
         # First, so that their pages can be used again at once.
-        await writer.executemany(
+        connection.executemany(
             "DELETE FROM backup WHERE id = ?", [(row_id,) for row_id in plan.drops]
         )
         # A hold that has run out no longer keeps its version, and goes with it.
-        await writer.executemany(
+        connection.executemany(
             "DELETE FROM hold WHERE backup_id = ? AND until <= ?",
             [(row_id, tx.moment.seen) for row_id in plan.drops],
         )
     for start in range(0, len(plan.rows), ROWS):
         part = plan.rows[start : start + ROWS]
-        await writer.execute(_write_sql(len(part)), tuple(itertools.chain.from_iterable(part)))
+        connection.execute(_write_sql(len(part)), tuple(itertools.chain.from_iterable(part)))
     for sql, rows in (
         ("UPDATE backup SET replaced = ?, burst = ? WHERE id = ?", plan.replaced),
         ("UPDATE backup SET last_seen_at = ? WHERE id = ?", plan.seen_again),
@@ -126,29 +135,30 @@ async def write(plan: Plan, tx: Transaction, totals: Totals) -> None:
         ),
     ):
         if rows:
-            await writer.executemany(sql, rows)
-    for loss in plan.losses:
-        if loss.pin:
-            await tx.all(
-                f"UPDATE backup SET pins = pins | {PIN_AUTOMATIC} WHERE id = ?",
-                loss.row_id,
-            )
-        if loss.hold_until is not None:
-            await operations.set_hold(
-                tx, loss.slot, loss.row_id, operator=False, until=loss.hold_until
-            )
-        text = (
-            f"{loss.slot.node_id.hex()} was given back {loss.given_size} bytes"
-            f" ({loss.slot.label}) and then sent {loss.size}: it may have lost its data;"
-            f" revision {loss.good.revision} was good"
-        )
-        await operations.add_alarm(tx, "shrink", text, loss.slot, loss.good.revision)
-    await writer.execute(
+            connection.executemany(sql, rows)
+    connection.execute(
         f"{_TIMES}, last_revision = :last_revision, peers = :peers, backups = :backups,"
         " versions = :versions, bytes = :bytes",
         {**asdict(tx.moment), **asdict(totals)},
     )
-    await writer.commit()
+    connection.commit()
+
+
+async def _mark_loss(loss: Loss, tx: Transaction) -> None:
+    """Pin and hold the good version, and raise the alarm."""
+    if loss.pin:
+        await tx.all(
+            f"UPDATE backup SET pins = pins | {PIN_AUTOMATIC} WHERE id = ?",
+            loss.row_id,
+        )
+    if loss.hold_until is not None:
+        await operations.set_hold(tx, loss.slot, loss.row_id, operator=False, until=loss.hold_until)
+    text = (
+        f"{loss.slot.node_id.hex()} was given back {loss.given_size} bytes"
+        f" ({loss.slot.label}) and then sent {loss.size}: it may have lost its data;"
+        f" revision {loss.good.revision} was good"
+    )
+    await operations.add_alarm(tx, "shrink", text, loss.slot, loss.good.revision)
 
 
 async def write_times(tx: Transaction, last_revision: int | None = None) -> None:

@@ -70,19 +70,21 @@ class _Reader:
         self._offset = 2
 
     def take(self, size: int) -> bytes:
-        end = self._offset + size
+        start = self._offset
+        self._offset = end = start + size
         if end > len(self._data):
             raise CodecError(f"{self._name}: too short for its content")
-        field = self._data[self._offset : end]
-        self._offset = end
-        return field
+        return self._data[start:end]
 
     def uint(self, size: int) -> int:
         return int.from_bytes(self.take(size), "big")
 
     def var_bytes(self) -> bytes:
         """A u16 length and so many bytes."""
-        return self.take(self.uint(2))
+        start = self._offset + 2
+        length = int.from_bytes(self._data[self._offset : start], "big")
+        self._offset = start
+        return self.take(length)
 
     def tlvs(self, known: Mapping[int, TlvDecoder] | None = None) -> dict[int, Any]:
         """The rest of the message as a TLV stream; without `known`, as an extension."""
