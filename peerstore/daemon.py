@@ -396,7 +396,9 @@ async def running(
         ):
             task = asyncio.create_task(regular)
             stack.callback(task.cancel)
-        _log.info("serving", version=__version__, network=config.network.value, uris=daemon.uris)
+        loop = type(asyncio.get_running_loop()).__module__.partition(".")[0]
+        network = config.network.value
+        _log.info("serving", version=__version__, network=network, loop=loop, uris=daemon.uris)
         yield daemon
         _log.info("stopping")
     _log.info("stopped")

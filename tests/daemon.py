@@ -99,6 +99,8 @@ class Daemon:
         """What its environment has besides."""
         self.passed: tuple[int, ...] = ()
         """Descriptors that it is given."""
+        self.loop = "asyncio"
+        """Which event loop it runs on."""
         self._log = data_dir.parent / f"{data_dir.name}.log"
         self._process: subprocess.Popen[str] | None = None
 
@@ -129,7 +131,7 @@ class Daemon:
 
     def command_line(self) -> list[str]:
         """How it is started."""
-        return [*command_line(self.data_dir, self.settings), "--json", "run"]
+        return [*command_line(self.data_dir, self.settings), "--json", "run", "--loop", self.loop]
 
     def start(self) -> None:
         """Start it and wait until it says that peers can connect."""

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
+import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import settings
 
 from peerstore.connection import Connection, Event
+from peerstore.store.sqlite import SqliteStore
 from peerstore.transport.secp256k1 import KeyPair
 
 VECTORS = Path(__file__).parent / "vectors"
@@ -107,3 +111,34 @@ def feature_bits(features: int) -> Iterator[int]:
         lowest = features & -features
         yield lowest.bit_length() - 1
         features ^= lowest
+
+
+class _Uncommitted:
+    """A database whose disk fails at the commit."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._connection, name)
+
+    def commit(self) -> None:
+        raise sqlite3.OperationalError("disk I/O error")
+
+
+@contextlib.contextmanager
+def failing_commits(store: SqliteStore) -> Iterator[None]:
+    """What was written can't be committed."""
+    writer = store._writer
+    call = writer.call
+
+    async def fail() -> None:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    async def call_uncommitted(work: Callable[[Any], Any]) -> Any:
+        return await call(lambda connection: work(_Uncommitted(connection)))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(writer, "commit", fail)
+        patch.setattr(writer, "call", call_uncommitted)
+        yield

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from peerstore.store.migrate import migrations
 from peerstore.store.snapshot import verify
 from peerstore.store.sqlite import SqliteStore
 from peerstore.types import BackupKind, ChannelState, NodeId, Slot
+from tests.helpers import failing_commits
 from tests.store_contract import (
     ALICE,
     ALICES,
@@ -396,15 +396,11 @@ async def test_a_node_backup_that_an_operator_holds_is_shown_again(store: Sqlite
 
 @pytest.mark.parametrize("touched", [False, True], ids=["", "and an operator pins a version"])
 async def test_a_hang_up_that_could_not_be_written_is_remembered_until_a_backup_is_stored_anew(
-    store: SqliteStore, monkeypatch: pytest.MonkeyPatch, touched: bool
+    store: SqliteStore, touched: bool
 ) -> None:
-    async def fail() -> None:
-        raise sqlite3.OperationalError("disk I/O error")
-
     await push(store, b"backup", slot=ALICES_NODE)
     lease = await store.open_lease(ALICE, Recorder())
-    with monkeypatch.context() as patch:
-        patch.setattr(store._writer, "commit", fail)
+    with failing_commits(store):
         lease.forgo_node_backup()
         lease.close()
         with pytest.raises(StoreError):

@@ -44,6 +44,18 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
         daemon.close()
 
 
+@pytest.fixture(params=["asyncio", "uvloop"])
+def daemon(request: pytest.FixtureRequest, data_dir: Path) -> Iterator[Daemon]:
+    """A daemon on either event loop."""
+    daemon = Daemon(data_dir)
+    daemon.loop = request.param
+    daemon.start()
+    try:
+        yield daemon
+    finally:
+        daemon.close()
+
+
 async def peer(address: NodeAddress, key: KeyPair, offered: int = DEFAULT_FEATURES) -> Client:
     """A peer that has connected and exchanged init."""
     client = await Client.connect(address, key)
@@ -333,6 +345,7 @@ def test_a_daemon_without_peers_stops_at_once(daemon: Daemon, number: signal.Sig
         "stopping",
         "stopped",
     ]
+    assert daemon.events[1]["loop"] == daemon.loop
 
 
 async def test_more_peers_than_descriptors_are_served_one_after_another(data_dir: Path) -> None:

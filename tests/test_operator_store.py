@@ -38,6 +38,7 @@ from peerstore.store.snapshot import verify
 from peerstore.store.sqlite import FLUSH_SECONDS, SqliteStore
 from peerstore.store.times import Moment
 from peerstore.types import BackupKind, ChannelState, NodeId, Slot
+from tests.helpers import failing_commits
 from tests.store_contract import (
     ALICE,
     ALICES,
@@ -273,20 +274,6 @@ def failing_table(path: Path, table: str, event: str) -> Iterator[None]:
             yield
         finally:
             database.execute("DROP TRIGGER failing")
-
-
-@contextlib.contextmanager
-def failing_commits(store: SqliteStore) -> Iterator[None]:
-    """What was written can't be committed."""
-
-    async def commit() -> None:
-        raise sqlite3.OperationalError("told to fail")
-
-    store._writer.commit = commit  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        del store._writer.commit
 
 
 @contextlib.contextmanager

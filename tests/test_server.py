@@ -51,7 +51,7 @@ from peerstore.wire.messages import (
     WarningMessage,
     decode_message,
 )
-from tests.helpers import key_pair
+from tests.helpers import failing_commits, key_pair
 
 NEVER = 1000.0
 """Seconds; longer than any test may take."""
@@ -866,12 +866,7 @@ async def full(store: SqliteStore) -> AsyncIterator[None]:
 @contextlib.asynccontextmanager
 async def failing(store: SqliteStore) -> AsyncIterator[None]:
     """The disk fails when a transaction is committed."""
-
-    async def fail() -> None:
-        raise sqlite3.OperationalError("disk I/O error")
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(store._writer, "commit", fail)
+    with failing_commits(store):
         yield
 
 

@@ -22,7 +22,7 @@ from peerstore.store.plan import LAST_SEEN_SECONDS
 from peerstore.store.reader import SqliteReader
 from peerstore.store.sqlite import CONGESTED_BYTES, Clocks, SqliteStore
 from peerstore.types import BackupKind, Network, NodeId, Slot
-from tests.helpers import key_pair, quick
+from tests.helpers import failing_commits, key_pair, quick
 from tests.store_contract import (
     ALICE,
     ALICES,
@@ -384,18 +384,14 @@ async def test_a_full_disk_loses_nothing_old_and_writing_resumes(store: SqliteSt
 
 
 async def test_a_commit_that_fails_changes_nothing(
-    backend: SqliteBackend, store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+    backend: SqliteBackend, store: SqliteStore
 ) -> None:
-    async def fail() -> None:
-        raise sqlite3.OperationalError("disk I/O error")
-
     recorder = Recorder()
     lease = await store.open_lease(ALICE, recorder)
     lease.put(1, ALICES, b"kept")
     await store.settle()
     before = await stored_revisions(store)
-    with monkeypatch.context() as patch:
-        patch.setattr(store._writer, "commit", fail)
+    with failing_commits(store):
         lease.put(2, ALICES, b"lost")
         lease.put(3, slots_of(ALICE)[1], b"lost")
         await store.settle()
@@ -416,19 +412,15 @@ async def test_a_commit_that_fails_changes_nothing(
 
 
 async def test_the_same_failure_is_logged_once_an_hour_and_its_end_once(
-    backend: SqliteBackend, store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+    backend: SqliteBackend, store: SqliteStore
 ) -> None:
-    async def fail() -> None:
-        raise sqlite3.OperationalError("disk I/O error")
-
     def told() -> list[str]:
         return [f"{log['log_level']} {log['event']}: {log['error']}" for log in logs]
 
     failed = "error commit_failed: disk I/O error"
     lease = await store.open_lease(ALICE, Recorder())
     with capture_logs() as logs:
-        with monkeypatch.context() as patch:
-            patch.setattr(store._writer, "commit", fail)
+        with failing_commits(store):
             for number, seconds in enumerate((0, 1, 3598, 1, 1), 1):
                 backend.clock.advance(seconds)
                 lease.put(number, ALICES, b"lost")
@@ -439,8 +431,7 @@ async def test_the_same_failure_is_logged_once_an_hour_and_its_end_once(
             lease.put(number, ALICES, b"kept %d" % number)
             await store.settle()
         assert told()[2:] == ["info commits_resumed: disk I/O error"]
-        with monkeypatch.context() as patch:
-            patch.setattr(store._writer, "commit", fail)
+        with failing_commits(store):
             lease.put(8, ALICES, b"lost again")
             await store.settle()
         assert told()[3:] == [failed]
@@ -568,18 +559,19 @@ async def test_a_lease_reads_its_slot_also_at_the_moment_when_it_is_replaced(
 ) -> None:
     await write(store, (ALICES, b"old"))
     lease = await store.open_lease(ALICE, Recorder())
-    commit = store._writer.commit
+    call = store._writer.call
     during: list[bytes | Exception | None] = []
 
-    async def commit_and_read() -> None:
-        await commit()
+    async def call_and_read(work: Callable[[sqlite3.Connection], object]) -> object:
+        result = await call(work)
         # Committed, and the writer task has not run since.
         try:
             during.append(await blob_of(lease, ALICES))
         except StoreError as error:
             during.append(error)
+        return result
 
-    monkeypatch.setattr(store._writer, "commit", commit_and_read)
+    monkeypatch.setattr(store._writer, "call", call_and_read)
     lease.put(1, ALICES, b"new")
     await store.settle()
     assert during == [b"old"]

@@ -15,9 +15,16 @@ if TYPE_CHECKING:
 
 
 @click.command()
+@click.option(
+    "--loop",
+    type=click.Choice(["auto", "asyncio", "uvloop"]),
+    default="auto",
+    show_default=True,
+    help="The event loop; auto is uvloop where it is installed.",
+)
 @json_option
 @pass_app
-def run(app: App) -> None:
+def run(app: App, loop: str) -> None:
     """Serve peers in the foreground until SIGTERM or Ctrl-C.
 
     In an empty data directory the key and the database are made first. Keep the key safe: without
@@ -28,7 +35,9 @@ def run(app: App) -> None:
     import asyncio
 
     from peerstore import daemon, log
+    from peerstore.event_loop import loop_factory
 
+    factory = loop_factory(loop)
     app.for_command = False
     loaded = app.loaded
     log.configure(loaded.config.log.level, loaded.config.log.format)
@@ -42,7 +51,8 @@ def run(app: App) -> None:
         )
 
     try:
-        asyncio.run(daemon.run(app.read_config, app.data_dir, os.environ, ready))
+        with asyncio.Runner(loop_factory=factory) as runner:
+            runner.run(daemon.run(app.read_config, app.data_dir, os.environ, ready))
     finally:
         log.finish()
 
