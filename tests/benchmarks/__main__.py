@@ -61,13 +61,13 @@ class Measured:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure what is named, or all, and show it; exits 1 when something could not be measured."""
     options, sizes = asked(arguments)
-    about = machine(options.dir)
+    about = {**machine(options.dir), "loop": options.loop}
     _raise_descriptors()
     failed: list[str] = []
     begun = time.monotonic()
     with tempfile.TemporaryDirectory(dir=options.dir) as directory:
         names = options.names or MEASUREMENTS
-        measured = list(measure(names, Bench(directory, sizes), failed))
+        measured = list(measure(names, Bench(directory, sizes, options.loop), failed))
     seconds = time.monotonic() - begun
     rows = [each.row for each in measured]
     print(*table(HEADS, map(cells, rows)), sep="\n")
@@ -91,6 +91,12 @@ def asked(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, Sizes]:
         type=Path,
         default=tempfile.gettempdir(),
         help="where databases are made; a disk, not RAM (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--loop",
+        choices=("asyncio", "uvloop"),
+        default="asyncio",
+        help="the daemon's event loop; bare loops run on asyncio's (default: %(default)s)",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
     parser.add_argument("--picture", type=Path, metavar="FILE", help="write an SVG there")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from tests.benchmarks.report import Row
-from tests.benchmarks.rig import command, node_id, secret
+from tests.benchmarks.rig import command, daemon, node_id, secret
 from tests.benchmarks.scale import BLOB, fill
 
 DATABASE = "peerstore.db"
@@ -59,13 +61,21 @@ class Sizes:
 class Bench:
     """One run: its sizes, and a directory for databases, on a disk."""
 
-    def __init__(self, directory: str, sizes: Sizes) -> None:
+    def __init__(self, directory: str, sizes: Sizes, loop: str = "asyncio") -> None:
         self.directory = directory
         self.sizes = sizes
+        self.loop = loop
+        """The event loop that daemons run on."""
         self.large = tuple(secret() for _ in range(KNOWN))
         """Keys of peers that have LARGEST bytes stored in each database."""
         self.small = tuple(secret() for _ in range(KNOWN))
         """Keys of peers that have as little stored as all the others."""
+
+    def daemon(
+        self, made: str | None = None, **options: Any
+    ) -> AbstractContextManager[tuple[str, int]]:
+        """See rig.daemon."""
+        return daemon(self.directory, made, loop=self.loop, **options)
 
     @property
     def most(self) -> int:

@@ -90,6 +90,7 @@ def daemon(
     settings: Sequence[str] = (),
     descriptors: int | None = None,
     watched: Path | None = None,
+    loop: str = "asyncio",
 ) -> Iterator[tuple[str, int]]:
     """A daemon in a new data directory, or in one that was made: its URI and process id.
 
@@ -108,7 +109,9 @@ def daemon(
         ):
             options += ["--set", setting]
         few = None if descriptors is None else _limiting(descriptors)
-        process = python(*_watched(watched), PROGRAM, "--json", *options, "run", before=few)
+        process = python(
+            *_watched(watched), PROGRAM, "--json", *options, "run", "--loop", loop, before=few
+        )
         try:
             yield _read_document(process)["uris"][0], process.pid
         finally:

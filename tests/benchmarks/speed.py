@@ -16,7 +16,6 @@ from tests.benchmarks.report import CLN_MEASURED, Figure, Of, Row, Target, Unit
 from tests.benchmarks.rig import (
     bare,
     cpu_seconds,
-    daemon,
     load,
     receiver,
     run_attacks,
@@ -103,7 +102,7 @@ def reconnects(bench: Bench) -> Iterator[Row]:
     few: Figure | None = None
     for peers in sorted(bench.sizes.stored):
         keys = (*bench.large, *bench.small)
-        with daemon(bench.directory, bench.stored(peers), allowed=keys) as served:
+        with bench.daemon(bench.stored(peers), allowed=keys) as served:
             yield from _retrievals(bench, served, f"{peers:,} peers stored", parts)
             small = Task("reconnects", "", 1, BLOB, bench.sizes.seconds, bench.small)
             result, cost = _reconnect(served, small)
@@ -154,7 +153,7 @@ def handshakes(bench: Bench) -> Iterator[Row]:
     """From TCP connect to the provider's `init`, of peers that it does not know."""
     seconds = bench.sizes.seconds
     each = AT_ONCE // LOAD_PROCESSES
-    with daemon(bench.directory) as (uri, pid):
+    with bench.daemon() as (uri, pid):
         used = cpu_seconds(pid)
         results = load([Task("handshakes", uri, each, 0, seconds)] * LOAD_PROCESSES)
         used = (cpu_seconds(pid) - used) / sum(result["count"] for result in results)
@@ -177,7 +176,7 @@ def gossip(bench: Bench) -> Iterator[Row]:
     """What reading gossip and dropping it costs, beside reading and decrypting it."""
     attack = Attack("gossip", "", count=bench.sizes.gossip, key=secret())
     costs = []
-    for served in (daemon(bench.directory, allowed=[attack.key]), receiver()):
+    for served in (bench.daemon(allowed=[attack.key]), receiver()):
         with served as (uri, pid):
             used = cpu_seconds(pid)
             (result,) = run_attacks([replace(attack, uri=uri)])
@@ -201,7 +200,7 @@ def lag(bench: Bench) -> Iterator[Row]:
         allowed = (*updating.keys, *coming.keys)
         figures: list[tuple[Figure, ...]] = []
         for served in (
-            daemon(bench.directory, allowed=allowed, watched=file),
+            bench.daemon(allowed=allowed, watched=file),
             receiver(watched=file),
         ):
             with served as (uri, _):
@@ -235,7 +234,7 @@ def _beside_receiver(bench: Bench, task: Task) -> tuple[list[dict[str, Any]], li
     """What a daemon and the bare receiver made of a load that comes from several processes."""
     with receiver() as (uri, _):
         received = load(_shared_out(task, uri))
-    with daemon(bench.directory, allowed=task.keys) as (uri, _):
+    with bench.daemon(allowed=task.keys) as (uri, _):
         ours = load(_shared_out(task, uri))
     if any(result["refused"] for result in ours):
         raise SystemExit(f"updates were refused: {ours}")

@@ -20,7 +20,6 @@ from tests.benchmarks.rig import (
     bare,
     command,
     cpu_seconds,
-    daemon,
     holding,
     load,
     node_id,
@@ -40,7 +39,7 @@ def idle(bench: Bench) -> Iterator[Row]:
     for count in bench.sizes.idle:
         with receiver() as (uri, pid):
             bare_each, _ = _idle(uri, pid, count, 0.0)
-        with daemon(bench.directory) as (uri, pid):
+        with bench.daemon() as (uri, pid):
             each, at_rest = _idle(uri, pid, count, bench.sizes.rest)
         yield Row(
             what=f"memory of an idle connection, of {count:,}",
@@ -83,7 +82,7 @@ def start(bench: Bench) -> Iterator[Row]:
 def _start(bench: Bench, peers: int) -> float:
     data_dir = bench.stored(peers)
     begun = time.monotonic()
-    with daemon(bench.directory, data_dir):
+    with bench.daemon(data_dir):
         return time.monotonic() - begun
 
 
@@ -98,7 +97,7 @@ def commands(bench: Bench) -> Iterator[Row]:
         targets=(Target(0.3),),
     )
     data_dir = bench.stored(bench.most)
-    with daemon(bench.directory, data_dir):
+    with bench.daemon(data_dir):
         for line, target in (("info --json", 0.3), ("backups list --limit 50", 0.5)):
             taken = min(command(data_dir, *line.split()).seconds for _ in range(3))
             yield Row(
@@ -136,7 +135,7 @@ def _prune(bench: Bench, data_dir: str, inactive: str, due: str, beside: Figure)
     settings = (f"retention.inactive_time={inactive}",)
     with tempfile.TemporaryDirectory(dir=bench.directory) as folder:
         file = Path(folder) / "lag.json"
-        with daemon(bench.directory, data_dir, settings=settings, watched=file):
+        with bench.daemon(data_dir, settings=settings, watched=file):
             begun = time.monotonic()
             taken = command(data_dir, "prune", "--json").seconds
         late = between(file, begun, begun + taken)
@@ -170,7 +169,7 @@ def disk(bench: Bench) -> Iterator[Row]:
             data_dir = Path(folder) / "data"
             command(str(data_dir), "init")
             fill(data_dir / DATABASE, peers, {node_id(key): size for key in keys}, size=size)
-            with daemon(bench.directory, str(data_dir), allowed=keys) as (uri, _):
+            with bench.daemon(str(data_dir), allowed=keys) as (uri, _):
                 load([Task("updates", uri, KNOWN, size, bench.sizes.seconds, keys)])
                 stored = _info(str(data_dir))["bytes"]
                 files = {each.name: each.stat().st_size for each in data_dir.glob(f"{DATABASE}*")}
