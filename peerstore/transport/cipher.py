@@ -7,12 +7,12 @@ key is used 1000 times, for lengths and bodies alike, and then replaced by BOLT 
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import struct
 
 from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from peerstore.errors import DecryptionError
 
@@ -26,11 +26,13 @@ _nonce = struct.Struct("<4xQ").pack
 """4 zero bytes, then the count as a little-endian u64 (BOLT 8, Handshake State)."""
 
 
-def _hkdf(salt: bytes, key: bytes) -> tuple[bytes, bytes]:
+_SHA256 = hashes.SHA256()
+
+
+def hkdf(salt: bytes, key: bytes) -> tuple[bytes, bytes]:
     """RFC 5869 with SHA-256 and no info, cut into two keys of 32 bytes."""
-    secret = hmac.digest(salt, key, hashlib.sha256)
-    first = hmac.digest(secret, b"\x01", hashlib.sha256)
-    return first, hmac.digest(secret, first + b"\x02", hashlib.sha256)
+    keys = HKDF(_SHA256, 64, salt, None).derive(key)
+    return keys[:32], keys[32:]
 
 
 class _CipherState:
@@ -46,7 +48,7 @@ class _CipherState:
 
     def _next_nonce(self) -> bytes:
         if self._count == ROTATION:
-            self._chaining_key, self._key = _hkdf(self._chaining_key, self._key)
+            self._chaining_key, self._key = hkdf(self._chaining_key, self._key)
             self._aead = ChaCha20Poly1305(self._key)
             self._count = 0
         nonce = _nonce(self._count)
