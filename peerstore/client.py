@@ -11,7 +11,7 @@ import contextlib
 from types import TracebackType
 from typing import Self
 
-from peerstore.connection import Authenticated, Connection, MessageReceived
+from peerstore.connection import Authenticated, Connection, Event
 from peerstore.errors import CodecError, DialError, ProbeError, TransportError
 from peerstore.proxy import STRAIGHT, Route
 from peerstore.transport.secp256k1 import KeyPair
@@ -215,11 +215,11 @@ class Client:
         """
         while True:
             event = await self._next_event()
-            assert isinstance(event, MessageReceived)  # noqa: S101 - authenticated before
+            assert isinstance(event, bytes)  # noqa: S101 - authenticated before
             try:
-                if message_type(event.data) not in MESSAGES:
+                if message_type(event) not in MESSAGES:
                     continue
-                message = decode_message(event.data)
+                message = decode_message(event)
             except CodecError as error:
                 raise ProbeError(f"the provider sent a malformed message: {error}") from error
             if isinstance(message, Ping):
@@ -240,7 +240,7 @@ class Client:
             if isinstance(message, ErrorMessage):
                 raise ProbeError(f"the provider sent an error: {message.text}")
 
-    async def _next_event(self) -> Authenticated | MessageReceived:
+    async def _next_event(self) -> Event:
         while (event := self._connection.next_event()) is None:
             try:
                 async with asyncio.timeout(self._timeout):

@@ -1,8 +1,9 @@
 """One BOLT 8 connection, sans-I/O: bytes in, messages out; messages in, bytes out.
 
 The rule: `receive_data` only takes bytes in, `next_event` only takes events out, one at a time,
-and a caller may stop between two events for as long as it likes. Nothing here knows what a
-message means. After an error the connection is dead: nothing more is read or written.
+and a caller may stop between two events for as long as it likes. What lay in the bytes taken in is
+not looked at again: what is kept of them is a copy, or the first message decrypted. Nothing here
+knows what a message means. After an error the connection is dead: nothing more is read or written.
 
 States: HANDSHAKE until the last act, then OPEN.
 """
@@ -11,14 +12,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from peerstore.errors import TransportError
-from peerstore.transport.cipher import HEADER_SIZE, MAC_SIZE, ReceiveCipher, SendCipher
+from peerstore.errors import DecryptionError, TransportError
+from peerstore.transport.cipher import (
+    FRAME_OVERHEAD,
+    HEADER_SIZE,
+    MAC_SIZE,
+    ReceiveCipher,
+    SendCipher,
+)
 from peerstore.transport.handshake import Handshake
 from peerstore.transport.secp256k1 import KeyPair
 from peerstore.types import NodeId
-
-_COMPACT = 1 << 16
-"""Bytes already read that may lie in the buffer before they are moved out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,14 +32,8 @@ class Authenticated:
     node_id: NodeId
 
 
-@dataclass(frozen=True, slots=True)
-class MessageReceived:
-    """One whole message, type included, 0 to 65535 bytes."""
-
-    data: bytes
-
-
-Event = Authenticated | MessageReceived
+Event = Authenticated | bytes
+"""Bytes are one whole message, type included, 0 to 65535 of them."""
 
 
 class Connection:
@@ -49,10 +47,10 @@ class Connection:
         "_dead",
         "_handshake",
         "_length",
+        "_message",
         "_outgoing",
         "_receive",
         "_send",
-        "_start",
         "acts_received",
         "outgoing",
     )
@@ -65,10 +63,11 @@ class Connection:
         ephemeral: KeyPair | None = None,
     ) -> None:
         self._buffer = bytearray()
-        self._dead = False
-        self._start = 0
         self._length = -1
-        """Length of the message whose header was read, -1 before that."""
+        """Length of the message that begins the buffer, -1 while its header is not decrypted."""
+        self._message: bytes | None = None
+        """The message before those of the buffer, decrypted when it came; the next event."""
+        self._dead = False
         self._outgoing: list[bytes] = []
         self.outgoing = 0
         """Bytes of messages that wait for `data_to_send`."""
@@ -89,12 +88,25 @@ class Connection:
     @property
     def buffered(self) -> int:
         """Bytes received and not yet taken out as events."""
-        return len(self._buffer) - self._start
+        waiting = 0 if self._message is None else len(self._message) + FRAME_OVERHEAD
+        return len(self._buffer) + waiting
 
     def receive_data(self, data: bytes | memoryview) -> None:
-        """Take in bytes from the other side, in whatever pieces they come."""
-        if not self._dead:
-            self._buffer += data
+        """Take in bytes from the other side, in whatever pieces they come.
+
+        `data` is the caller's to overwrite afterwards.
+        """
+        if self._dead:
+            return
+        if self._receive is not None and not self.buffered:
+            # A message that is whole need not be copied to be decrypted.
+            try:
+                self._message = self._decrypt(self._receive, data)
+            except DecryptionError:
+                self._message = None  # next_event finds the same, in its turn
+            if self._message is not None:
+                data = data[len(self._message) + FRAME_OVERHEAD :]
+        self._buffer += data
 
     def receive_eof(self) -> None:
         """The other side closed its direction; what it sent before was taken out as events.
@@ -103,7 +115,7 @@ class Connection:
         """
         if self._handshake is not None:
             self._handshake.receive_eof()
-        if self.buffered or self._length >= 0:
+        if self.buffered:
             raise TransportError("the peer closed in the middle of a message")
 
     def next_event(self) -> Event | None:
@@ -116,8 +128,8 @@ class Connection:
             return self._next_act()
         except TransportError:
             self._dead = True
-            self._buffer.clear()
-            self._start = 0
+            # A new one: the error may still hold a part of the old one.
+            self._buffer = bytearray()
             self._outgoing.clear()
             raise
 
@@ -143,11 +155,14 @@ class Connection:
 
     def _next_act(self) -> Event | None:
         assert self._handshake is not None  # noqa: S101 - gone only when _receive is there
+        buffer = self._buffer
         while size := self._handshake.act_size:
             # A wrong version is known at its first byte: don't wait for the rest of the act.
-            if self.buffered < size and not (self.buffered and self._buffer[self._start]):
+            if len(buffer) < size and not (buffer and buffer[0]):
                 return None
-            answer = self._handshake.receive_act(self._take(size))
+            act = bytes(buffer[:size])
+            del buffer[:size]
+            answer = self._handshake.receive_act(act)
             self.acts_received += 1
             if answer:
                 self._outgoing.append(answer)
@@ -158,33 +173,28 @@ class Connection:
         self._receive = ReceiveCipher(keys.receive_key, keys.chaining_key)
         return Authenticated(keys.remote_node_id)
 
-    def _next_message(self, cipher: ReceiveCipher) -> Event | None:
-        if self._length < 0:
-            if self.buffered < HEADER_SIZE:
-                return None
-            self._length = cipher.decrypt_header(self._take(HEADER_SIZE))
-        size = self._length + MAC_SIZE
-        if self.buffered < size:
+    def _next_message(self, cipher: ReceiveCipher) -> bytes | None:
+        message = self._message
+        if message is not None:
+            self._message = None
+            return message
+        if not self._buffer:
             return None
+        with memoryview(self._buffer) as data:
+            message = self._decrypt(cipher, data)
+        if message is not None:
+            del self._buffer[: len(message) + FRAME_OVERHEAD]
+        return message
+
+    def _decrypt(self, cipher: ReceiveCipher, data: bytes | memoryview) -> bytes | None:
+        """The message at the front of `data`, None while it is not whole."""
+        if len(data) < HEADER_SIZE:
+            return None
+        if self._length < 0:
+            self._length = cipher.decrypt_header(data[:HEADER_SIZE])
+        end = HEADER_SIZE + self._length + MAC_SIZE
+        if len(data) < end:
+            return None
+        message = cipher.decrypt_body(data[HEADER_SIZE:end])
         self._length = -1
-        end = self._start + size
-        with memoryview(self._buffer) as whole, whole[self._start : end] as body:
-            message = cipher.decrypt_body(body)
-        self._advance(end)
-        return MessageReceived(message)
-
-    def _take(self, size: int) -> bytes:
-        end = self._start + size
-        taken = bytes(self._buffer[self._start : end])
-        self._advance(end)
-        return taken
-
-    def _advance(self, start: int) -> None:
-        if start >= len(self._buffer):
-            self._buffer.clear()
-            self._start = 0
-        elif start >= _COMPACT:
-            del self._buffer[:start]
-            self._start = 0
-        else:
-            self._start = start
+        return message

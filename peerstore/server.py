@@ -741,7 +741,7 @@ class PeerConnection(asyncio.BufferedProtocol):
                 if isinstance(event, Authenticated):
                     self._authenticated(event.node_id)
                 elif self._session is not None:
-                    self._take(event.data, self._session)
+                    self._take(event, self._session)
         except TransportError as error:
             self._broken(error)
             return

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from peerstore.connection import Authenticated, Connection, Event, MessageReceived
+from peerstore.connection import Authenticated, Connection, Event
 from peerstore.errors import DecryptionError, HandshakeError, TransportError
 from peerstore.types import NodeId
 from tests.helpers import (
@@ -36,7 +36,7 @@ each_cut = pytest.mark.parametrize("cut", [whole, byte_by_byte])
 
 
 def received(*messages: bytes) -> list[Event]:
-    return [MessageReceived(message) for message in messages]
+    return list(messages)
 
 
 def from_initiator(*events: Event) -> list[Event]:
@@ -149,33 +149,57 @@ def test_events_wait_until_they_are_taken() -> None:
     responder.receive_data(initiator.data_to_send())
     assert responder.next_event() == Authenticated(INITIATOR.node_id)
     responder.receive_data(b"")
-    assert responder.next_event() == MessageReceived(b"first")
+    assert responder.next_event() == b"first"
     initiator.send_message(b"third")
     responder.receive_data(initiator.data_to_send())
     assert take_events(responder) == received(b"second", b"third")
     assert responder.next_event() is None
 
 
-def test_received_data_is_copied_out_of_the_callers_buffer() -> None:
+def receive_from_a_shared_buffer(connection: Connection, data: bytes, cut: Cut) -> None:
+    """Each piece is overwritten once it was received."""
+    for piece in cut(data):
+        buffer = bytearray(piece)
+        connection.receive_data(memoryview(buffer))
+        buffer[:] = bytes(len(buffer))
+        # Nothing holds the buffer: it can be resized.
+        buffer.clear()
+
+
+@pytest.mark.parametrize(
+    "cut", [whole, byte_by_byte, *(in_pieces([size]) for size in (17, 18, 20, 38, 39, 50, 60))]
+)
+def test_received_data_may_be_overwritten_before_its_events_are_taken(cut: Cut) -> None:
     initiator, responder = connected()
-    initiator.send_message(b"hello")
-    frame = initiator.data_to_send()
-    buffer = bytearray(frame)
-    with memoryview(buffer) as view:
-        responder.receive_data(view[:20])
-        responder.receive_data(view[20:])
-    buffer[:] = bytes(len(buffer))
-    # Nothing holds the buffer: it can be resized.
-    buffer.clear()
-    assert take_events(responder) == received(b"hello")
+    for message in (b"hello", b"", b"cut short"):
+        initiator.send_message(message)
+    data = initiator.data_to_send()
+    receive_from_a_shared_buffer(responder, data[:-1], cut)
+    assert responder.buffered == len(data) - 1
+    assert take_events(responder) == received(b"hello", b"")
+    receive_from_a_shared_buffer(responder, data[-1:], cut)
+    assert take_events(responder) == received(b"cut short")
+    assert responder.buffered == 0
+
+
+@pytest.mark.parametrize("index", [0, 17, 18, -1], ids=["length", "length MAC", "body", "body MAC"])
+@each_cut
+def test_tampered_data_may_be_overwritten_before_its_error_is_met(cut: Cut, index: int) -> None:
+    initiator, responder = connected()
+    initiator.send_message(b"\x00\x02")
+    frame = bytearray(initiator.data_to_send())
+    frame[index] ^= 1
+    receive_from_a_shared_buffer(responder, bytes(frame) + bytes(50), cut)
+    with pytest.raises(DecryptionError, match="length" if index in (0, 17) else "body"):
+        responder.next_event()
+    assert responder.buffered == 0
 
 
 def test_received_message_is_bytes_of_its_own() -> None:
     initiator, responder = connected()
     initiator.send_message(b"hello")
     (event,) = feed(responder, initiator.data_to_send())
-    assert isinstance(event, MessageReceived)
-    assert type(event.data) is bytes
+    assert type(event) is bytes
 
 
 def test_data_to_send_is_given_out_once() -> None:
@@ -232,12 +256,12 @@ def test_buffered_falls_by_each_message_taken_out() -> None:
     left = len(data)
     for size in sizes:
         assert responder.buffered == left
-        assert responder.next_event() == MessageReceived(bytes(size))
+        assert responder.next_event() == bytes(size)
         left -= size + 34
     assert responder.buffered == left == 37 - 5
+    # Of the last, the header is decrypted, but it is no event yet.
     assert responder.next_event() is None
-    # Of the last, the header is read.
-    assert responder.buffered == 37 - 5 - 18
+    assert responder.buffered == left
 
 
 def test_nothing_stays_buffered_behind_many_messages() -> None:
@@ -306,7 +330,6 @@ def test_close_behind_a_whole_message_is_clean() -> None:
 def test_close_in_the_middle_of_a_message_is_an_error(size: int) -> None:
     initiator, responder = connected()
     initiator.send_message(b"cut")
-    # Behind 18 bytes nothing is buffered, but the length is known.
     assert feed(responder, initiator.data_to_send()[:size]) == []
     with pytest.raises(TransportError, match="middle of a message"):
         responder.receive_eof()
@@ -316,7 +339,7 @@ def test_close_in_the_middle_of_an_empty_message_is_an_error() -> None:
     initiator, responder = connected()
     initiator.send_message(b"")
     assert feed(responder, initiator.data_to_send()[:18]) == []
-    assert responder.buffered == 0
+    assert responder.buffered == 18
     with pytest.raises(TransportError, match="middle of a message"):
         responder.receive_eof()
 
@@ -439,7 +462,7 @@ def test_messages_before_a_tampered_one_are_taken_out() -> None:
     bad = bytearray(initiator.data_to_send())
     bad[-1] ^= 1
     responder.receive_data(good + bad)
-    assert responder.next_event() == MessageReceived(b"good")
+    assert responder.next_event() == b"good"
     with pytest.raises(DecryptionError, match="body"):
         responder.next_event()
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from peerstore.connection import Authenticated, Connection, MessageReceived
+from peerstore.connection import Authenticated, Connection
 from peerstore.transport.cipher import ReceiveCipher, SendCipher
 from peerstore.types import NodeAddress
 from tests.daemon import HANG, environment
@@ -64,7 +64,7 @@ class Side:
             if isinstance(event, Authenticated):
                 self.remote = event.node_id
             else:
-                assert event.data == next(self.expected)
+                assert event == next(self.expected)
                 self.left -= 1
 
     async def say_all(self, writer: asyncio.StreamWriter) -> None:
@@ -209,4 +209,4 @@ def test_bolt8_frames_are_the_published_ones_whatever_stands_between(offset: int
         connection.receive_data(stream[start:end])
         got += take_events(connection)
         start = end
-    assert got == [MessageReceived(message) for message in sent]
+    assert got == sent

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from peerstore.client import BOTH_DIALECTS, DEFAULT_FEATURES, Client, ConnectionClosedError
-from peerstore.connection import Authenticated, Connection, MessageReceived
+from peerstore.connection import Authenticated, Connection
 from peerstore.transport.secp256k1 import KeyPair
 from peerstore.types import Network, NodeAddress
 from peerstore.wire.features import OURS
@@ -221,8 +221,8 @@ async def speak_at_once(
         while not received or not isinstance(received[-1], upto):
             connection.receive_data(await reader.read(1 << 16))
             while (event := connection.next_event()) is not None:
-                assert isinstance(event, MessageReceived)
-                received.append(decode_message(event.data))
+                assert isinstance(event, bytes)
+                received.append(decode_message(event))
         return received
     finally:
         writer.close()

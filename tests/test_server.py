@@ -24,7 +24,7 @@ import structlog.testing
 import structlog.typing
 
 from peerstore.client import Client, StorageRefusedError
-from peerstore.connection import Authenticated, Connection, MessageReceived
+from peerstore.connection import Authenticated, Connection
 from peerstore.errors import ListenError
 from peerstore.server import (
     READ_AHEAD,
@@ -206,8 +206,8 @@ class Peer:
             if not data:
                 return None
             self.connection.receive_data(data)
-        assert isinstance(event, MessageReceived)
-        return decode_message(event.data)
+        assert isinstance(event, bytes)
+        return decode_message(event)
 
     async def hear_all(self) -> list[Message]:
         """Every message until the server closes."""

@@ -418,6 +418,22 @@ def test_body_cut_short_is_refused() -> None:
             receiver.decrypt_body(frame[HEADER_SIZE : HEADER_SIZE + size])
 
 
+def test_what_is_refused_does_not_disturb_what_is_right() -> None:
+    sender, receiver = bolt8_sender(), bolt8_receiver()
+    # Also where the key is replaced.
+    for number in range(1001):
+        frame = sender.encrypt(number.to_bytes(2, "big"))
+        if number % 250 == 0:
+            with pytest.raises(DecryptionError):
+                receiver.decrypt_header(bytes(18))
+            assert receiver.decrypt_header(frame[:HEADER_SIZE]) == 2
+            with pytest.raises(DecryptionError):
+                receiver.decrypt_body(bytes(18))
+            assert receiver.decrypt_body(frame[HEADER_SIZE:]) == number.to_bytes(2, "big")
+        else:
+            assert decrypt(receiver, frame) == number.to_bytes(2, "big")
+
+
 def test_message_sent_twice_is_refused() -> None:
     frame = bolt8_sender().encrypt(b"hello")
     receiver = bolt8_receiver()

@@ -18,6 +18,8 @@ from peerstore.errors import DecryptionError
 
 MAC_SIZE = 16
 HEADER_SIZE = 2 + MAC_SIZE
+FRAME_OVERHEAD = HEADER_SIZE + MAC_SIZE
+"""Bytes on the wire beside those of the message."""
 MAX_MESSAGE_SIZE = 65535
 ROTATION = 1000
 """Uses of a key before it is replaced."""
@@ -46,14 +48,10 @@ class _CipherState:
         self._count = 0
         self._aead = ChaCha20Poly1305(key)
 
-    def _next_nonce(self) -> bytes:
-        if self._count == ROTATION:
-            self._chaining_key, self._key = hkdf(self._chaining_key, self._key)
-            self._aead = ChaCha20Poly1305(self._key)
-            self._count = 0
-        nonce = _nonce(self._count)
-        self._count += 1
-        return nonce
+    def _rotate(self) -> None:
+        self._chaining_key, self._key = hkdf(self._chaining_key, self._key)
+        self._aead = ChaCha20Poly1305(self._key)
+        self._count = 0
 
 
 class SendCipher(_CipherState):
@@ -63,30 +61,40 @@ class SendCipher(_CipherState):
 
     def encrypt(self, message: bytes) -> bytes:
         """The bytes on the wire of one message; raises ValueError over 65535 bytes."""
-        if len(message) > MAX_MESSAGE_SIZE:
-            raise ValueError(f"a message of {len(message)} bytes does not fit into BOLT 8's frame")
-        nonce = self._next_nonce()
-        header = self._aead.encrypt(nonce, len(message).to_bytes(2, "big"), None)
-        nonce = self._next_nonce()
-        return header + self._aead.encrypt(nonce, message, None)
+        size = len(message)
+        if size > MAX_MESSAGE_SIZE:
+            raise ValueError(f"a message of {size} bytes does not fit into BOLT 8's frame")
+        if self._count == ROTATION:
+            self._rotate()
+        count = self._count
+        # Whatever comes of it, no nonce is used twice.
+        self._count = count + 2
+        header = self._aead.encrypt(_nonce(count), size.to_bytes(2, "big"), None)
+        return header + self._aead.encrypt(_nonce(count + 1), message, None)
 
 
 class ReceiveCipher(_CipherState):
-    """The other side's direction."""
+    """The other side's direction.
+
+    What can't be decrypted changes nothing: it can't be decrypted the next time either.
+    """
 
     __slots__ = ()
 
-    def decrypt_header(self, header: bytes | memoryview) -> int:
+    def decrypt_header(self, header: bytes | bytearray | memoryview) -> int:
         """The length of the message behind its 18-byte header; raises DecryptionError."""
         return int.from_bytes(self._decrypt(header, "length"), "big")
 
-    def decrypt_body(self, body: bytes | memoryview) -> bytes:
+    def decrypt_body(self, body: bytes | bytearray | memoryview) -> bytes:
         """The message from its length + 16 bytes; raises DecryptionError."""
         return self._decrypt(body, "body")
 
-    def _decrypt(self, data: bytes | memoryview, what: str) -> bytes:
-        nonce = self._next_nonce()
+    def _decrypt(self, data: bytes | bytearray | memoryview, what: str) -> bytes:
+        if self._count == ROTATION:
+            self._rotate()
         try:
-            return self._aead.decrypt(nonce, data, None)
+            plaintext = self._aead.decrypt(_nonce(self._count), data, None)
         except InvalidTag:
             raise DecryptionError(f"the MAC of a message's {what} is wrong") from None
+        self._count += 1
+        return plaintext

@@ -120,9 +120,9 @@ class Receiver(asyncio.BufferedProtocol):
         while (event := self.connection.next_event()) is not None:
             if isinstance(event, Authenticated):
                 self.connection.send_message(INIT)
-            elif event.data[1] == PeerStorage.TYPE:
-                hashlib.sha256(event.data).digest()
-            elif event.data[1] == Ping.TYPE:
+            elif event[1] == PeerStorage.TYPE:
+                hashlib.sha256(event).digest()
+            elif event[1] == Ping.TYPE:
                 self.connection.send_message(PONG)
         data = self.connection.data_to_send()
         if data:

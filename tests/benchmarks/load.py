@@ -16,7 +16,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any, cast
 
-from peerstore.connection import Authenticated, Connection, MessageReceived
+from peerstore.connection import Authenticated, Connection
 from peerstore.transport.secp256k1 import KeyPair
 from peerstore.types import Network, NodeAddress
 from peerstore.wire.features import OURS
@@ -77,7 +77,7 @@ class Peer(asyncio.Protocol):
             if isinstance(event, Authenticated):
                 self.authenticated()
             else:
-                self.on_message(event.data)
+                self.on_message(event)
         self.flush()
 
     def authenticated(self) -> None:
@@ -158,8 +158,8 @@ class Updater(Peer):
         """Decrypt what was received; how many messages were something else than a pong."""
         self.connection.receive_data(b"".join(self.received))
         count = 0
-        while isinstance(event := self.connection.next_event(), MessageReceived):
-            count += event.data[1] != Pong.TYPE
+        while isinstance(event := self.connection.next_event(), bytes):
+            count += event[1] != Pong.TYPE
         return count
 
 

@@ -76,7 +76,7 @@ class Provider:
                 if isinstance(event, Authenticated):
                     await self.open_session(event.node_id)
                 else:
-                    await self.take(event.data)
+                    await self.take(event)
         except TransportError as error:
             await self.end(hung_up=isinstance(error, DecryptionError))
 
@@ -217,7 +217,7 @@ class Link:
         self.peer.receive_data(self.provider.connection.data_to_send())
         for event in take_events(self.peer):
             if not isinstance(event, Authenticated):
-                message = decode_message(event.data)
+                message = decode_message(event)
                 if isinstance(message, Ping) and message.num_pong_bytes < 65532:
                     self.peer.send_message(Pong(bytes(message.num_pong_bytes)).encode())
                 self.received.append(message)

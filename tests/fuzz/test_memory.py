@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Iterator
 
 import pytest
 
-from peerstore.connection import _COMPACT
 from peerstore.errors import DecryptionError
 from peerstore.session import Session, State, Stored
 from peerstore.types import ChannelState
@@ -192,7 +191,7 @@ def test_a_connection_holds_a_message_and_little_more() -> None:
         most = max(most, sys.getsizeof(receiver._buffer))
     assert receiver.buffered == 0
     # A bytearray takes an eighth more than it needs.
-    assert most < (MOST_BUFFERED + _COMPACT + 9973) * 9 / 8 + 100
+    assert most < (MOST_BUFFERED + 9973) * 9 / 8 + 100
 
 
 def test_a_connection_holds_nothing_behind_an_error() -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from functools import cache
 
-from peerstore.connection import _COMPACT, Authenticated, Connection, Event, MessageReceived
+from peerstore.connection import Authenticated, Connection, Event
 from peerstore.errors import DecryptionError, HandshakeError, TransportError
 from peerstore.transport.cipher import (
     HEADER_SIZE,
@@ -74,7 +74,7 @@ def honest(to_responder: bool) -> Expected:
 
 def halves(frame: bytes, message: bytes) -> Expected:
     """A frame as its header, which makes no event, and its body."""
-    return [(frame[:HEADER_SIZE], None), (frame[HEADER_SIZE:], MessageReceived(message))]
+    return [(frame[:HEADER_SIZE], None), (frame[HEADER_SIZE:], message)]
 
 
 def expect(stream: bytes, parts: Expected, acts: int) -> tuple[list[Event], str, int]:
@@ -111,7 +111,7 @@ def check(
         if source.byte() % 4:
             error = take(connection, got) or error
             assert connection.buffered < MOST_BUFFERED
-            assert len(connection._buffer) < MOST_BUFFERED + _COMPACT + len(piece)
+            assert len(connection._buffer) < MOST_BUFFERED + len(piece)
     error = take(connection, got) or error
     assert (got, error) == (events, wanted)
     if error:
