@@ -58,6 +58,7 @@ from peerstore.session import (
 from peerstore.session import Store as StoreUpdate
 from peerstore.store.base import Lease, Revision, Store
 from peerstore.tally import Handshake, Replay, Tally
+from peerstore.transport.cipher import FRAME_OVERHEAD, MAX_MESSAGE_SIZE
 from peerstore.transport.secp256k1 import KeyPair
 from peerstore.types import (
     BackupKind,
@@ -73,8 +74,10 @@ from peerstore.wire.messages import MESSAGE_NAMES, address_descriptor
 READ_BUFFER = 128 << 10
 """Bytes of one read from a socket: a message of full size fits, with room for the next."""
 
-READ_AHEAD = 64 << 10
-"""Bytes of a connection that may wait while something is in the way of looking at them."""
+READ_AHEAD = MAX_MESSAGE_SIZE + FRAME_OVERHEAD
+"""Bytes of a connection that may wait while something is in the way of looking at them.
+
+With fewer a message of which little is missing would keep that from being read."""
 
 WRITE_AHEAD = 64 << 10
 """Bytes that may be gathered for one write."""

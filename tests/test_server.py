@@ -52,6 +52,7 @@ from peerstore.wire.messages import (
     decode_message,
 )
 from tests.helpers import failing_commits, key_pair
+from tests.store_contract import turns
 
 NEVER = 1000.0
 """Seconds; longer than any test may take."""
@@ -657,6 +658,20 @@ async def test_a_blob_in_any_pieces_is_stored(node: Node) -> None:
             await peer.writer.drain()
         assert await peer.hear() == Pong()
     assert await node.given_back(KEY) == b"in pieces"
+
+
+@pytest.mark.parametrize("missing", [1, 15, 16, 33, 34, 65535])
+async def test_the_end_of_a_message_of_full_size_may_come_late(node: Node, missing: int) -> None:
+    blob = bytes(FULL_SIZE)
+    async with opened(node) as peer:
+        frame = peer.encrypt(PeerStorage(blob))
+        peer.writer.write(frame[:-missing])
+        connection = node.server.peers[KEY.node_id]._connection
+        while connection.buffered < len(frame) - missing:
+            await turns(node.store, 1)
+        peer.writer.write(frame[-missing:] + peer.encrypt(Ping(0)))
+        assert await peer.hear() == Pong()
+    assert await node.given_back(KEY) == blob
 
 
 # Peers that are slow or silent
