@@ -46,10 +46,11 @@ class Side:
 
     async def talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Exchange all messages."""
-        await self.write(writer)
+        # Acts go out whole: Electrum takes what one read gives it for act two.
+        writer.write(self.connection.data_to_send())
         while not self.connection.authenticated:
             await self.read(reader)
-            await self.write(writer)
+            writer.write(self.connection.data_to_send())
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self.say_all(writer))
             while self.left:
