@@ -1,20 +1,23 @@
 """The bare loops that peerstore is measured against: what its parts can do with nothing around.
 
 Run as `python -m tests.benchmarks.bare NAME ARGUMENTS...`; each prints one JSON document, but
-`receiver`, which prints its URI and serves until stdin closes.
+`receiver` and `retriever`, which print their URI and serve until stdin closes.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import hashlib
 import json
 import os
+import random
 import sqlite3
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import closing
 from pathlib import Path
 from typing import cast
@@ -26,10 +29,13 @@ from peerstore.transport.cipher import SendCipher
 from peerstore.transport.handshake import Handshake
 from peerstore.transport.secp256k1 import KeyPair
 from peerstore.types import NodeAddress
-from peerstore.wire.messages import PeerStorage, Ping, Pong
+from peerstore.wire.messages import Init, PeerStorage, PeerStorageRetrieval, Ping, Pong
 from tests.benchmarks.load import INIT
 
 PONG = Pong(b"\0").encode()
+
+SLOTS = 64
+"""Blobs that are read."""
 
 
 def upserts(directory: str, size: int, together: int, seconds: float) -> dict[str, float]:
@@ -120,21 +126,58 @@ class Receiver(asyncio.BufferedProtocol):
         while (event := self.connection.next_event()) is not None:
             if isinstance(event, Authenticated):
                 self.connection.send_message(INIT)
-            elif event[1] == PeerStorage.TYPE:
-                hashlib.sha256(event).digest()
-            elif event[1] == Ping.TYPE:
-                self.connection.send_message(PONG)
+            else:
+                self.on_message(event)
+        self.flush()
+
+    def on_message(self, message: bytes) -> None:
+        if message[1] == PeerStorage.TYPE:
+            hashlib.sha256(message).digest()
+        elif message[1] == Ping.TYPE:
+            self.connection.send_message(PONG)
+
+    def flush(self) -> None:
         data = self.connection.data_to_send()
         if data:
             self.transport.write(data)
 
 
+class Retriever(Receiver):
+    """Reads a blob, hashes it and gives it back, when the other side has said `init`."""
+
+    def __init__(self, key: KeyPair, buffer: memoryview, database: aiosqlite.Connection) -> None:
+        super().__init__(key, buffer)
+        self.database = database
+        self.task: asyncio.Task[None] | None = None
+
+    def on_message(self, message: bytes) -> None:
+        if message[1] == Init.TYPE:
+            self.task = asyncio.get_running_loop().create_task(self.give_back())
+
+    async def give_back(self) -> None:
+        blob = await read_blob(self.database)
+        hashlib.sha256(blob).digest()
+        self.connection.send_message(PeerStorageRetrieval(blob).encode())
+        self.flush()
+
+
 async def receiver() -> None:
+    """Receive updates until stdin closes."""
+    await serve(Receiver)
+
+
+async def retriever(directory: str, size: int) -> None:
+    """Give blobs of a size back until stdin closes."""
+    async with blobs(directory, size) as database:
+        await serve(functools.partial(Retriever, database=database))
+
+
+async def serve(protocol: Callable[[KeyPair, memoryview], Receiver]) -> None:
     """Serve until stdin closes."""
     loop = asyncio.get_running_loop()
     key = KeyPair.generate()
     buffer = memoryview(bytearray(128 << 10))
-    server = await loop.create_server(lambda: Receiver(key, buffer), "127.0.0.1", 0)
+    server = await loop.create_server(lambda: protocol(key, buffer), "127.0.0.1", 0)
     print(NodeAddress(key.node_id, "127.0.0.1", server.sockets[0].getsockname()[1]), flush=True)
     await loop.run_in_executor(None, sys.stdin.readline)
     server.close()
@@ -172,21 +215,33 @@ while time.monotonic() < end:
 """
 
 
-async def reads(directory: str, size: int) -> dict[str, float]:
-    """CPU seconds of reading one blob through aiosqlite."""
+@contextlib.asynccontextmanager
+async def blobs(directory: str, size: int) -> AsyncIterator[aiosqlite.Connection]:
+    """A database of so many blobs of a size as `read_blob` reads from."""
     with tempfile.TemporaryDirectory(dir=directory) as folder:
         async with aiosqlite.connect(Path(folder) / "bare.db") as database:
             await database.execute("PRAGMA journal_mode = WAL")
             await database.execute("CREATE TABLE backup (slot INTEGER PRIMARY KEY, blob BLOB)")
-            rows = [(slot, os.urandom(size)) for slot in range(64)]
+            rows = [(slot, os.urandom(size)) for slot in range(SLOTS)]
             await database.executemany("INSERT INTO backup VALUES (?, ?)", rows)
             await database.commit()
-            used = time.process_time()
-            for index in range(2000):
-                await database.execute_fetchall(
-                    "SELECT blob FROM backup WHERE slot = ?", (index % 64,)
-                )
-            used = time.process_time() - used
+            yield database
+
+
+async def read_blob(database: aiosqlite.Connection) -> bytes:
+    """One of them, through aiosqlite."""
+    sql = "SELECT blob FROM backup WHERE slot = ?"
+    ((blob,),) = await database.execute_fetchall(sql, (random.randrange(SLOTS),))  # noqa: S311
+    return bytes(blob)
+
+
+async def reads(directory: str, size: int) -> dict[str, float]:
+    """CPU seconds of reading one blob through aiosqlite."""
+    async with blobs(directory, size) as database:
+        used = time.process_time()
+        for _ in range(2000):
+            await read_blob(database)
+        used = time.process_time() - used
     return {"cpu": used / 2000}
 
 
@@ -225,6 +280,9 @@ def main() -> None:
     name, *arguments = sys.argv[1:]
     if name == "receiver":
         asyncio.run(receiver())
+        return
+    if name == "retriever":
+        asyncio.run(retriever(arguments[0], int(arguments[1])))
         return
     loops: dict[str, Callable[[], dict[str, float]]] = {
         "upserts": lambda: upserts(

@@ -120,12 +120,14 @@ def daemon(
 
 
 @contextlib.contextmanager
-def receiver(watched: Path | None = None) -> Iterator[tuple[str, int]]:
-    """The bare loop that receives, decrypts and hashes: its URI and process id.
+def bare_server(
+    name: str, *arguments: str, watched: Path | None = None
+) -> Iterator[tuple[str, int]]:
+    """A bare loop that serves peers, `receiver` or `retriever`: its URI and process id.
 
     As with a daemon it may be `watched`.
     """
-    process = python(*_watched(watched), "tests.benchmarks.bare", "receiver")
+    process = python(*_watched(watched), "tests.benchmarks.bare", name, *arguments)
     assert process.stdout is not None
     yield process.stdout.readline().strip(), process.pid
     process.communicate("\n")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,9 @@ from tests.benchmarks.load import Task, percentile
 from tests.benchmarks.report import CLN_MEASURED, Figure, Of, Row, Target, Unit
 from tests.benchmarks.rig import (
     bare,
+    bare_server,
     cpu_seconds,
     load,
-    receiver,
     run_attacks,
     secret,
 )
@@ -99,11 +99,12 @@ def _row_beside_receiver(bench: Bench, what: str, task: Task) -> Row:
 def reconnects(bench: Bench) -> Iterator[Row]:
     """From TCP connect to the whole retrieval, with few and with very many peers stored."""
     parts = _reconnect_parts(bench)
+    loaded = dict(_bare_retrievals(bench))
     few: Figure | None = None
     for peers in sorted(bench.sizes.stored):
         keys = (*bench.large, *bench.small)
         with bench.daemon(bench.stored(peers), allowed=keys) as served:
-            yield from _retrievals(bench, served, f"{peers:,} peers stored", parts)
+            yield from _retrievals(bench, served, f"{peers:,} peers stored", parts, loaded)
             small = Task("reconnects", "", 1, BLOB, bench.sizes.seconds, bench.small)
             result, cost = _reconnect(served, small)
         yield Row(
@@ -116,8 +117,27 @@ def reconnects(bench: Bench) -> Iterator[Row]:
         few = few or Figure(cost, Unit.SECONDS, f"with {peers:,}")
 
 
-def _retrievals(bench: Bench, served: tuple[str, int], stored: str, parts: Figure) -> Iterator[Row]:
-    """Retrievals of the largest blob, one after another and several at once."""
+def _bare_retrievals(bench: Bench) -> Iterator[tuple[int, Figure]]:
+    """What a server that does nothing else takes under the same load, by how many are at once."""
+    with bare_server("retriever", bench.directory, str(LARGEST)) as served:
+        for at_once in (1, AT_ONCE):
+            task = Task("reconnects", "", at_once, LARGEST, bench.sizes.seconds, bench.large)
+            _, cost = _reconnect(served, task)
+            yield at_once, Figure(cost, Unit.SECONDS, "by a bare server under this load")
+
+
+def _retrievals(
+    bench: Bench,
+    served: tuple[str, int],
+    stored: str,
+    parts: Figure,
+    loaded: Mapping[int, Figure],
+) -> Iterator[Row]:
+    """Retrievals of the largest blob, one after another and several at once.
+
+    `parts` is the sum of what they are made of, each measured alone; `loaded` see
+    _bare_retrievals.
+    """
     task = Task("reconnects", "", 1, LARGEST, bench.sizes.seconds, bench.large)
     result, cost = _reconnect(served, task)
     yield Row(
@@ -138,6 +158,7 @@ def _retrievals(bench: Bench, served: tuple[str, int], stored: str, parts: Figur
         ours=Figure(cost, Unit.SECONDS),
         bare=parts,
         targets=(Target(1.6, Of.BARE),),
+        beside=(loaded[1],),
     )
     result, cost = _reconnect(served, replace(task, connections=AT_ONCE))
     yield Row(
@@ -145,7 +166,7 @@ def _retrievals(bench: Bench, served: tuple[str, int], stored: str, parts: Figur
         ours=Figure(cost, Unit.SECONDS),
         bare=parts,
         targets=(Target(1.6, Of.BARE),),
-        beside=_pace(result),
+        beside=(loaded[AT_ONCE], *_pace(result)),
     )
 
 
@@ -176,7 +197,7 @@ def gossip(bench: Bench) -> Iterator[Row]:
     """What reading gossip and dropping it costs, beside reading and decrypting it."""
     attack = Attack("gossip", "", count=bench.sizes.gossip, key=secret())
     costs = []
-    for served in (bench.daemon(allowed=[attack.key]), receiver()):
+    for served in (bench.daemon(allowed=[attack.key]), bare_server("receiver")):
         with served as (uri, pid):
             used = cpu_seconds(pid)
             (result,) = run_attacks([replace(attack, uri=uri)])
@@ -201,7 +222,7 @@ def lag(bench: Bench) -> Iterator[Row]:
         figures: list[tuple[Figure, ...]] = []
         for served in (
             bench.daemon(allowed=allowed, watched=file),
-            receiver(watched=file),
+            bare_server("receiver", watched=file),
         ):
             with served as (uri, _):
                 # So that something is given back to who comes.
@@ -232,7 +253,7 @@ def _lags(samples: list[Sample]) -> tuple[Figure, ...]:
 
 def _beside_receiver(bench: Bench, task: Task) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """What a daemon and the bare receiver made of a load that comes from several processes."""
-    with receiver() as (uri, _):
+    with bare_server("receiver") as (uri, _):
         received = load(_shared_out(task, uri))
     with bench.daemon(allowed=task.keys) as (uri, _):
         ours = load(_shared_out(task, uri))

@@ -18,12 +18,12 @@ from tests.benchmarks.load import Task
 from tests.benchmarks.report import Figure, Row, Target, Unit
 from tests.benchmarks.rig import (
     bare,
+    bare_server,
     command,
     cpu_seconds,
     holding,
     load,
     node_id,
-    receiver,
     resident,
     run,
     secret,
@@ -37,7 +37,7 @@ DISK_PEERS = 100_000
 def idle(bench: Bench) -> Iterator[Row]:
     """Memory and CPU of connections that say nothing but pongs."""
     for count in bench.sizes.idle:
-        with receiver() as (uri, pid):
+        with bare_server("receiver") as (uri, pid):
             bare_each, _ = _idle(uri, pid, count, 0.0)
         with bench.daemon() as (uri, pid):
             each, at_rest = _idle(uri, pid, count, bench.sizes.rest)
