@@ -806,7 +806,14 @@ class PeerConnection(asyncio.BufferedProtocol):
 
     async def _open_session(self, node_id: NodeId) -> None:
         try:
-            lease = await self._server.store.open_lease(node_id, self)
+            # Most send their init with their last act: what they get back is read along then.
+            first = self._connection.next_event()
+        except TransportError as error:
+            self._broken(error)
+            return
+        soon = BackupKind.PEER_STORAGE if isinstance(first, bytes) else None
+        try:
+            lease = await self._server.store.open_lease(node_id, self, soon=soon)
         except Exception as error:
             self._server.log.error(
                 "lease_failed",
@@ -838,6 +845,8 @@ class PeerConnection(asyncio.BufferedProtocol):
         self._follow_rates(session, lease)
         self._server.log.debug("peer_connected", node_id=node_id.hex(), address=self._address())
         self._carry_out(session.start())
+        if isinstance(first, bytes):
+            self._take(first, session)
         self._process()
 
     def _introduce(self, lease: Lease, visit: Visit | None) -> bool:

@@ -15,8 +15,10 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from peerstore.errors import DamagedBackupError, StoreError
+from peerstore.store import operations
 from peerstore.store import sqlite as sqlite_store
 from peerstore.store.base import Alarm, Counts, Quotas, Revision
+from peerstore.store.database import Database
 from peerstore.store.operations import Transaction
 from peerstore.store.plan import LAST_SEEN_SECONDS
 from peerstore.store.reader import SqliteReader
@@ -26,6 +28,7 @@ from tests.helpers import failing_commits, key_pair, quick
 from tests.store_contract import (
     ALICE,
     ALICES,
+    ALICES_NODE,
     BOB,
     BOBS,
     LARGEST,
@@ -531,15 +534,65 @@ async def test_a_version_that_is_replaced_while_it_is_looked_up_is_not_called_da
     assert await holds(store, ALICES, b"new")
 
 
-async def test_a_lease_reads_what_was_there_when_it_was_opened(store: SqliteStore) -> None:
+along = pytest.mark.parametrize("soon", [None, BackupKind.PEER_STORAGE], ids=["", "read along"])
+
+
+@along
+async def test_a_lease_reads_what_was_there_when_it_was_opened(
+    store: SqliteStore, soon: BackupKind | None
+) -> None:
     await write(store, (ALICES, b"old"))
-    lease = await store.open_lease(ALICE, Recorder())
+    lease = await store.open_lease(ALICE, Recorder(), soon=soon)
     for sequence, blob in enumerate((b"new", b"newer", b"newest"), 1):
         lease.put(sequence, ALICES, blob)
         await store.settle()
         assert await blob_of(lease, ALICES) == b"old"
     assert await all_of(await store.open_lease(ALICE, Recorder())) == {ALICES: b"newest"}
     assert await alarms(store) == []
+
+
+async def test_what_is_read_along_costs_no_second_look(
+    store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await write(store, (ALICES, b"storage"), (ALICES_NODE, b"node"))
+
+    async def broken(*_: object) -> None:
+        raise sqlite3.OperationalError("looked")
+
+    lease = await store.open_lease(ALICE, Recorder(), soon=BackupKind.PEER_STORAGE)
+    with monkeypatch.context() as patch:
+        patch.setattr(Database, "call", broken)
+        assert await blob_of(lease, ALICES) == b"storage"
+        with pytest.raises(StoreError):  # it is given out once, and kept no longer
+            await lease.read(ALICES)
+    assert await blob_of(lease, ALICES) == b"storage"
+    lease = await store.open_lease(ALICE, Recorder(), soon=BackupKind.PEER_STORAGE)
+    with monkeypatch.context() as patch:
+        patch.setattr(Database, "call", broken)
+        with pytest.raises(StoreError):
+            await lease.read(ALICES_NODE)
+        with pytest.raises(StoreError):  # what is not asked for first is not kept either
+            await lease.read(ALICES)
+    assert await all_of(lease) == {ALICES: b"storage", ALICES_NODE: b"node"}
+
+
+async def test_what_is_read_along_is_not_given_back_once_an_operator_has_deleted_it(
+    store: SqliteStore,
+) -> None:
+    await write(store, (ALICES, b"old"))
+    await write(store, (ALICES, b"new"))
+    lease = await store.open_lease(ALICE, Recorder(), soon=BackupKind.PEER_STORAGE)
+    await store.run(operations.delete(ALICES, await newest_revision(store, ALICES)))
+    assert await blob_of(lease, ALICES) == b"old"
+
+
+async def test_what_is_held_is_what_is_read_along(store: SqliteStore) -> None:
+    await write(store, (ALICES, b"old"))
+    held = await newest_revision(store, ALICES)
+    await write(store, (ALICES, b"new"))
+    await store.run(operations.hold(ALICES, held, None))
+    lease = await store.open_lease(ALICE, Recorder(), soon=BackupKind.PEER_STORAGE)
+    assert await blob_of(lease, ALICES) == b"old"
 
 
 async def test_a_lease_reads_a_slot_that_it_filled_itself_without_a_false_alarm(
@@ -802,8 +855,9 @@ async def test_a_row_that_is_altered_under_a_lease_is_not_replayed(
     ],
     ids="+".join,
 )
+@along
 async def test_what_two_peers_have_is_not_mistaken_when_their_rows_are_swapped(
-    backend: SqliteBackend, columns: tuple[str, ...]
+    backend: SqliteBackend, columns: tuple[str, ...], soon: BackupKind | None
 ) -> None:
     await written(backend)
     with edited(backend.path) as database:
@@ -815,7 +869,7 @@ async def test_what_two_peers_have_is_not_mistaken_when_their_rows_are_swapped(
             database.execute(f"UPDATE backup SET {assignment} WHERE id = ?", (*row, row_id))  # noqa: S608
     store = await backend.open()
     for slot in (ALICES, BOBS):
-        lease = await store.open_lease(slot.node_id, Recorder())
+        lease = await store.open_lease(slot.node_id, Recorder(), soon=soon)
         assert await lease.read(slot) is None
         version = await store.reader.find(slot)
         assert version is not None
@@ -910,11 +964,12 @@ async def test_a_bad_page_is_a_store_error_to_a_reader(backend: SqliteBackend) -
     assert await all_of(await store.open_lease(BOB, Recorder())) == {BOBS: b"of bob"}
 
 
+@along
 async def test_the_newest_sound_version_is_given_back_in_place_of_one_with_a_bad_page(
-    backend: SqliteBackend,
+    backend: SqliteBackend, soon: BackupKind | None
 ) -> None:
     store = await with_a_bad_page(backend)
-    lease = await store.open_lease(ALICE, Recorder())
+    lease = await store.open_lease(ALICE, Recorder(), soon=soon)
     assert await blob_of(lease, ALICES) == b"before"
     assert [alarm.kind for alarm in await alarms(store)] == ["damaged"]
 

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from peerstore.types import ChannelState, NodeId, Slot
+from peerstore.types import BackupKind, ChannelState, NodeId, Slot
 
 _DIGEST_TAG = b"peerstore backup 1"
 _CHANNEL_TAG = b"peerstore channel 1"
@@ -337,9 +337,15 @@ class Store(Protocol):
     def congested(self) -> bool:
         """Whether so much waits to be written that peers should be read no further."""
 
-    async def open_lease(self, node_id: NodeId, listener: Listener) -> Lease:
+    async def open_lease(
+        self, node_id: NodeId, listener: Listener, *, soon: BackupKind | None = None
+    ) -> Lease:
         """Fence off the older connection of the peer, wait until what it handed in is decided,
-        and fix what this one gets back; raises StoreError."""
+        and fix what this one gets back; raises StoreError.
+
+        `soon` is of which kind, one without channel ids, the peer is given its backup next: that is
+        read along.
+        """
 
     def versions(self, node_id: NodeId | None = None) -> AsyncIterator[Version]:
         """What is stored, for one peer or for all, ordered by slot and revision."""

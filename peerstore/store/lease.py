@@ -82,6 +82,7 @@ class Holdings:
     channels that have a backup, None where one is damaged; `forgone` is whether the peer must not
     be shown its node backup. `first_seen` is None for a peer that is not known yet. Times are
     seconds that the daemon has seen pass. `last_aged` and `last_height` are of the visit before.
+    `read_along` is one of the versions in `given` with its bytes, until it is given back.
     """
 
     current: dict[Slot, Current] = field(default_factory=dict)
@@ -95,6 +96,7 @@ class Holdings:
     established: bool = False
     last_aged: int = 0
     last_height: int | None = None
+    read_along: Backup | None = None
 
 
 class LeaseStore(Protocol):

@@ -275,39 +275,30 @@ class SqliteReader:
         )
         return int(rows[0][0])
 
-    async def holdings(self, node_id: NodeId, seen: int) -> Holdings:
-        """What a peer has here; `seen` decides which holds have run out."""
-        holdings = Holdings()
+    async def holdings(
+        self, node_id: NodeId, seen: int, *, soon: BackupKind | None = None
+    ) -> Holdings:
+        """What a peer has here; `seen` decides which holds have run out.
+
+        What it is given back of the kind `soon` is read along, if it is sound.
+        """
         values = {"node_id": node_id, "seen": seen}
+
+        def look(connection: sqlite3.Connection) -> Holdings:
+            holdings = _holdings(connection.execute(_HOLDINGS, values).fetchall())
+            given = holdings.given.get(Slot(node_id, soon)) if soon else None
+            if given is not None:
+                # Whatever is wrong shows again when it is asked for, and is told of then.
+                with contextlib.suppress(sqlite3.Error, StoreError, ValueError):
+                    blob = _sound_blob(connection, *given)
+                    holdings.read_along = Backup(given[1], blob) if blob is not None else None
+            return holdings
+
         try:
-            rows = await self._all(_HOLDINGS, values)
+            return await self._call(look)
         except StoreError:
             # The backups may be sound where the states of channels can't be read.
-            rows = await self._all(_HOLDINGS_ALONE, values)
-        holdings.rows = frozenset(row[7] for row in rows if row[7] is not None)
-        for row in rows:
-            row_id, last_seen_at, opened, pins, current, held, until = row[7:14]
-            holdings.first_seen, holdings.established = row[14], bool(row[15])
-            holdings.forgone = bool(row[16])
-            holdings.last_aged, holdings.last_height = row[17] or 0, row[18]
-            if row_id is None:
-                continue
-            revision = _revision(row)
-            slot = revision.slot
-            holdings.size += revision.size
-            if held:
-                holdings.held[slot] = until
-                holdings.given[slot] = (row_id, revision)
-            if current:
-                holdings.current[slot] = Current(
-                    row_id, revision, last_seen_at, opened, pins, held=bool(held)
-                )
-                if slot.kind is BackupKind.CHANNEL_BACKUP:
-                    holdings.channels[slot.channel_id] = channel_state(slot, row[19:])
-        # The newest, where a damaged row could not be marked as replaced.
-        for slot, newest in holdings.current.items():
-            holdings.given.setdefault(slot, (newest.row_id, newest.revision))
-        return holdings
+            return _holdings(await self._all(_HOLDINGS_ALONE, values))
 
     async def read(self, row_id: int, expected: Revision) -> Backup:
         """The bytes of a version.
@@ -572,6 +563,35 @@ class SqliteReader:
         if not self._connections:
             raise StoreClosedError("the store is closed")
         return self._connections[next(self._turn) % len(self._connections)]
+
+
+def _holdings(rows: list[Any]) -> Holdings:
+    """What a peer has here, from the rows of _HOLDINGS."""
+    holdings = Holdings()
+    holdings.rows = frozenset(row[7] for row in rows if row[7] is not None)
+    for row in rows:
+        row_id, last_seen_at, opened, pins, current, held, until = row[7:14]
+        holdings.first_seen, holdings.established = row[14], bool(row[15])
+        holdings.forgone = bool(row[16])
+        holdings.last_aged, holdings.last_height = row[17] or 0, row[18]
+        if row_id is None:
+            continue
+        revision = _revision(row)
+        slot = revision.slot
+        holdings.size += revision.size
+        if held:
+            holdings.held[slot] = until
+            holdings.given[slot] = (row_id, revision)
+        if current:
+            holdings.current[slot] = Current(
+                row_id, revision, last_seen_at, opened, pins, held=bool(held)
+            )
+            if slot.kind is BackupKind.CHANNEL_BACKUP:
+                holdings.channels[slot.channel_id] = channel_state(slot, row[19:])
+    # The newest, where a damaged row could not be marked as replaced.
+    for slot, newest in holdings.current.items():
+        holdings.given.setdefault(slot, (newest.row_id, newest.revision))
+    return holdings
 
 
 def _sound_blob(connection: sqlite3.Connection, row_id: int, expected: Revision) -> bytes | None:

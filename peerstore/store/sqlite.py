@@ -260,7 +260,9 @@ class SqliteStore:
         """The routing node is at this height; None while it can't be trusted: nothing ages."""
         self._times.trust(height)
 
-    async def open_lease(self, node_id: NodeId, listener: Listener) -> SqliteLease:
+    async def open_lease(
+        self, node_id: NodeId, listener: Listener, *, soon: BackupKind | None = None
+    ) -> SqliteLease:
         while node_id in self._reserved:
             await self._unreserved.wait()  # what it gets back is fixed when that is over
         if self._closing:
@@ -275,7 +277,7 @@ class SqliteStore:
                 await predecessor.settled()
             while True:
                 done = self._operations_done
-                lease.holdings = await self.reader.holdings(node_id, self.seen)
+                lease.holdings = await self.reader.holdings(node_id, self.seen, soon=soon)
                 if done == self._operations_done:
                     break  # else an operator may have changed what was read
         except BaseException:
@@ -352,6 +354,8 @@ class SqliteStore:
 
     async def read_sound(self, lease: SqliteLease, slot: Slot) -> Backup | None:
         """What was fixed for the lease; where that is damaged, the newest sound version."""
+        # It does not lie about for longer, whatever is asked for first.
+        along, lease.holdings.read_along = lease.holdings.read_along, None
         given = lease.holdings.given.get(slot)
         if given is None:
             current = lease.holdings.current.get(slot)
@@ -359,6 +363,9 @@ class SqliteStore:
                 return None
             given = (current.row_id, current.revision)
         row_id, revision = given
+        if along is not None and along.revision == revision:
+            self._note(lease, row_id, revision, damaged=False)
+            return along
         with contextlib.suppress(DamagedBackupError):
             return await self._read(lease, row_id, revision)
         others = [
