@@ -625,7 +625,8 @@ async def _prune(daemon: Daemon) -> None:
         await asyncio.sleep(PRUNE_SECONDS)
         try:
             await daemon.look_at_channels()
-            await daemon.store.prune(retention(daemon.config))
+            async for _ in daemon.store.prune(retention(daemon.config)):
+                pass  # what goes is logged
         except Exception as error:  # tried again in an hour, whatever it was
             _log.error(
                 "prune_failed", error=str(error), exc_info=not isinstance(error, OperatorError)

@@ -68,8 +68,8 @@ def methods(
 
     async def prune(dry_run: bool = False) -> dict[str, Any]:
         await look()
-        due = await store.prune(retention(), dry_run=_flag(dry_run))
-        return {"items": [due_document(each) for each in due]}
+        pruned = store.prune(retention(), dry_run=_flag(dry_run))
+        return {"items": [due_document(each) async for each in pruned]}
 
     async def set_rule(node_id: str, rule: str, undo: bool) -> None:
         peer = parse_node_id(node_id)

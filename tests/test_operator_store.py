@@ -26,7 +26,7 @@ from hypothesis.stateful import (
 from peerstore.documents import Live, channel_document, peer_document, version_document
 from peerstore.errors import AddressError, MissingBackupError, StoreError
 from peerstore.methods import methods
-from peerstore.store import operations, statements
+from peerstore.store import deletion, operations, statements
 from peerstore.store import reader as reader_module
 from peerstore.store.base import Due, Peer, Quotas, Refusal, Retention, channel_digest
 from peerstore.store.due import PRUNED_AT_ONCE, Place
@@ -72,7 +72,7 @@ from tests.test_plan import (
     sizes,
     told,
 )
-from tests.test_store import ROOMY, SqliteBackend, alarms, edited, write
+from tests.test_store import ROOMY, SqliteBackend, alarms, edited, prune, write
 
 T = TypeVar("T")
 
@@ -818,12 +818,12 @@ async def revisions(store: SqliteStore) -> list[int]:
 async def pruned(store: SqliteStore, retention: Retention) -> list[Slot]:
     """What retention deletes, which is what it has said before that it would."""
     before = await revisions(store)
-    announced = await store.prune(retention, dry_run=True)
+    announced = await prune(store, retention, dry_run=True)
     assert await revisions(store) == before
-    due = await store.prune(retention)
+    due = await prune(store, retention)
     assert by_slot(due) == by_slot(announced)
     await assert_counts_are_right(store)
-    assert await store.prune(retention) == []
+    assert await prune(store, retention) == []
     return [each.slot for each in by_slot(due)]
 
 
@@ -907,7 +907,7 @@ async def test_all_of_a_peer_that_was_away_for_too_long_goes(
     assert await pruned(store, AWAY) == []
     await push(store, b"of bob", slot=BOBS)
     backend.clock.advance(1)
-    due = by_slot(await store.prune(AWAY))
+    due = by_slot(await prune(store, AWAY))
     assert [(each.slot, each.versions, each.bytes) for each in due] == [
         (ALICES, 2, 545),
         (ALICES_NODE, 2, 545),
@@ -951,7 +951,7 @@ async def test_who_comes_back_while_it_is_being_deleted_is_not_deleted(
     await close_channel(store)
     backend.clock.advance(DAY)
     async with backend.hold_writes():
-        pruning = asyncio.create_task(store.prune(Retention(after_close=DAY, inactive=DAY)))
+        pruning = asyncio.create_task(prune(store, Retention(after_close=DAY, inactive=DAY)))
         await turns(store)
         lease = await store.open_lease(ALICE, Recorder())
     assert await pruning == []
@@ -969,15 +969,18 @@ async def test_who_comes_back_to_what_is_just_being_deleted_waits_for_the_end(
     async def come() -> bytes | None:
         return await blob_of(await store.open_lease(ALICE, Recorder()), ALICES)
 
-    delete = operations._delete_rows
+    loop, delete = asyncio.get_running_loop(), deletion.delete_versions
 
-    async def delete_rows(*arguments: Any, **values: Any) -> list[int]:
+    async def begin_to_come() -> None:
         coming.append(asyncio.create_task(come()))
         await turns(store)
-        return await delete(*arguments, **values)
 
-    monkeypatch.setattr(operations, "_delete_rows", delete_rows)
-    assert [each.slot for each in await store.prune(AWAY)] == [ALICES]
+    def delete_versions(*arguments: Any) -> None:
+        asyncio.run_coroutine_threadsafe(begin_to_come(), loop).result()
+        delete(*arguments)
+
+    monkeypatch.setattr(deletion, "delete_versions", delete_versions)
+    assert [each.slot for each in await prune(store, AWAY)] == [ALICES]
     # It is given nothing that is gone a moment later.
     assert await coming[0] is None
 
@@ -997,7 +1000,7 @@ async def test_a_slot_that_is_due_for_two_reasons_is_named_once(
     await close_channel(store)
     backend.clock.advance(DAY)
     both = Retention(after_close=DAY, inactive=DAY)
-    assert len(await store.prune(both, dry_run=True)) == 1
+    assert len(await prune(store, both, dry_run=True)) == 1
     assert await pruned(store, both) == [ALICES_CHANNEL]
 
 
@@ -1034,7 +1037,7 @@ async def test_what_the_store_pins_and_holds_of_itself_goes(
     await push(store, empty(1))
     assert await held(store) is not None
     backend.clock.advance(DAY)
-    (due,) = await store.prune(AWAY, dry_run=True)
+    (due,) = await prune(store, AWAY, dry_run=True)
     assert (due.versions, due.bytes) == (2, len(GOOD) + 57)
     assert await pruned(store, AWAY) == [ALICES]
     assert rows_of(store.path, ALICE).keys() <= {"alarm"}
@@ -1085,9 +1088,9 @@ async def test_more_peers_than_one_transaction_deletes_go_all_the_same(
         (version,) = await stored_versions(store, slot)
         await store.run(operations.pin(slot, version.revision.revision))
     backend.clock.advance(DAY)
-    announced = await store.prune(AWAY, dry_run=True)
+    announced = await prune(store, AWAY, dry_run=True)
     assert len(announced) == len(slots) - 3
-    assert by_slot(await store.prune(AWAY)) == by_slot(announced)
+    assert by_slot(await prune(store, AWAY)) == by_slot(announced)
     assert set(await peers(store)) == {slot.node_id for slot in kept}
     await assert_counts_are_right(store)
 
@@ -1104,9 +1107,9 @@ async def test_more_channels_than_one_transaction_deletes_go_all_the_same(
     (version,) = await stored_versions(store, slots[PRUNED_AT_ONCE])
     await store.run(operations.pin(slots[PRUNED_AT_ONCE], version.revision.revision))
     backend.clock.advance(DAY)
-    announced = await store.prune(CLOSE, dry_run=True)
+    announced = await prune(store, CLOSE, dry_run=True)
     assert len(announced) == len(slots) - 1
-    assert by_slot(await store.prune(CLOSE)) == by_slot(announced)
+    assert by_slot(await prune(store, CLOSE)) == by_slot(announced)
     assert [version.revision.slot async for version in store.versions()] == [slots[PRUNED_AT_ONCE]]
     await assert_counts_are_right(store)
 
@@ -1118,7 +1121,7 @@ async def test_a_deletion_that_fails_says_so_and_changes_nothing(
     backend.clock.advance(DAY)
     async with backend.fail_writes():
         with pytest.raises(StoreError):
-            await store.prune(AWAY)
+            await prune(store, AWAY)
     assert await sizes(store) == [6]
     await assert_counts_are_right(store)
     assert await pruned(store, AWAY) == [ALICES]
@@ -1334,9 +1337,9 @@ class RetentionMachine(RuleBasedStateMachine):
     def prune(self, retention: Retention) -> None:
         due = self.expected(retention)
         before = {slot: self.versions(slot) for slot in SLOTS}
-        announced = self.run(self.store.prune(retention, dry_run=True))
+        announced = self.run(prune(self.store, retention, dry_run=True))
         assert {slot: self.versions(slot) for slot in SLOTS} == before
-        done = self.run(self.store.prune(retention))
+        done = self.run(prune(self.store, retention))
         assert {slot: self.versions(slot) for slot in SLOTS} == {
             slot: {r: size for r, size in versions.items() if r not in due.get(slot, {})}
             for slot, versions in before.items()
@@ -1485,21 +1488,21 @@ async def test_an_upgrade_makes_nothing_due_at_once(backend: SqliteBackend) -> N
     schema_3(backend.path)
     store = await backend.open()
     retention = Retention(after_close=100, inactive=200)
-    assert await store.prune(retention) == []
+    assert await prune(store, retention) == []
     backend.clock.advance(99)
-    assert await store.prune(retention) == []
+    assert await prune(store, retention) == []
     backend.clock.advance(1)
     # Of ALICE's closed channel one version is pinned.
-    due = by_slot(await store.prune(retention))
+    due = by_slot(await prune(store, retention))
     assert [(each.slot, each.versions) for each in due] == [
         (ALICES_CHANNEL, 1),
         (Slot(BOB, BackupKind.CHANNEL_BACKUP, ALICES_CHANNEL.channel_id), 1),
     ]
     backend.clock.advance(99)
-    assert await store.prune(retention) == []
+    assert await prune(store, retention) == []
     backend.clock.advance(1)
     # ALICE has channels.
-    assert [each.slot for each in await store.prune(retention)] == [slots_of(BOB)[1]]
+    assert [each.slot for each in await prune(store, retention)] == [slots_of(BOB)[1]]
     assert set(await peers(store)) == {ALICE}
     await assert_counts_are_right(store)
 
@@ -1694,7 +1697,7 @@ async def test_beside_a_strange_row_others_are_forgotten_and_pruned(
         assert database.execute(sql.format(bob=BOB.hex())).rowcount > 0
     await store.run(operations.forget(peer(7)))
     backend.clock.advance(DAY)
-    gone = {each.slot for each in await store.prune(AWAY)}
+    gone = {each.slot for each in await prune(store, AWAY)}
     assert gone >= {ALICES, ALICES_NODE}
     assert ALICE not in await peers(store)
 

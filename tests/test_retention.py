@@ -37,7 +37,7 @@ from peerstore.types import BackupKind, ChannelState, NodeId, Slot
 from peerstore.watch import ChannelWatch
 from tests.store_contract import Recorder, peer, stored_versions
 from tests.test_plan import assert_counts_are_right
-from tests.test_store import SqliteBackend
+from tests.test_store import SqliteBackend, prune
 
 T = TypeVar("T")
 
@@ -391,7 +391,7 @@ class RetentionMachine(RuleBasedStateMachine):
     @invariant()
     def nothing_is_due_before_its_time(self) -> None:
         if hasattr(self, "store"):
-            dry = self.run(self.store.prune(RULES, dry_run=True))
+            dry = self.run(prune(self.store, RULES, dry_run=True))
             assert not dry or self.trusted
             assert {each.slot for each in dry} <= {
                 slot for slot in self.stored if self.is_due(slot)
@@ -400,7 +400,7 @@ class RetentionMachine(RuleBasedStateMachine):
 
     @rule()
     def prune(self) -> None:
-        gone = self.run(self.store.prune(RULES))
+        gone = self.run(prune(self.store, RULES))
         assert gone == self.announced
         for each in gone:
             self.stored.discard(each.slot)

@@ -17,7 +17,7 @@ from structlog.testing import capture_logs
 from peerstore.errors import DamagedBackupError, StoreError
 from peerstore.store import operations
 from peerstore.store import sqlite as sqlite_store
-from peerstore.store.base import Alarm, Counts, Quotas, Revision
+from peerstore.store.base import Alarm, Counts, Due, Quotas, Retention, Revision
 from peerstore.store.database import Database
 from peerstore.store.operations import Transaction
 from peerstore.store.plan import LAST_SEEN_SECONDS
@@ -54,6 +54,11 @@ NODE_ID = key_pair(0x11).node_id
 
 ROOMY = Quotas(min_free_space=0, max_bytes_per_peer=1 << 30)
 """Nothing is refused, whatever disk the tests run on."""
+
+
+async def prune(store: SqliteStore, retention: Retention, *, dry_run: bool = False) -> list[Due]:
+    """All that retention deletes now, or would."""
+    return [due async for due in store.prune(retention, dry_run=dry_run)]
 
 
 class SqliteBackend:

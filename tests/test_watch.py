@@ -29,7 +29,7 @@ from peerstore.store.times import Moment
 from peerstore.types import BackupKind, ChannelState, Network, NodeId, Slot
 from peerstore.watch import ChannelWatch
 from tests.store_contract import Recorder, peer
-from tests.test_store import NODE_ID, SqliteBackend
+from tests.test_store import NODE_ID, SqliteBackend, prune
 
 NODE, OTHER_NODE, ALICE, BOB = peer(9), peer(8), peer(1), peer(2)
 CHANNEL = b"\x01" * 32
@@ -116,7 +116,7 @@ class Watched:
         lease.close()
 
     async def due(self) -> set[NodeId]:
-        return {d.slot.node_id for d in await self.store.prune(CLOSE, dry_run=True)}
+        return {d.slot.node_id for d in await prune(self.store, CLOSE, dry_run=True)}
 
 
 @pytest.fixture
@@ -274,13 +274,10 @@ async def test_nothing_goes_when_the_node_is_lost_within_a_prune(watched: Watche
     def reserve(node_ids: Iterable[NodeId]) -> set[NodeId]:
         return set(node_ids)
 
-    async def lost(tx: operations.Transaction) -> set[NodeId]:
-        return set()
-
     for rule in range(3):
         watched.store.trust(None)
-        prune, pruned, following = operations.prune(CLOSE, Place(rule), lost, reserve)
-        await watched.store.run(prune)
+        operation, pruned, following = operations.prune(CLOSE, Place(rule), reserve)
+        await watched.store.run(operation)
         assert (pruned, following) == ([], [None])
     assert len([v async for v in watched.store.versions()]) == 1
 
@@ -425,9 +422,9 @@ async def test_a_channel_that_the_node_does_not_know_keeps_all_of_its_peer(
     await watched.put(Slot(ALICE, BackupKind.PEER_STORAGE))
     await watched.put(slot, ChannelState(shutdown=closed, closing=closed))
     await watched.look(said(100 + BLOCKS - 1, closed_channel(100)))
-    assert await watched.store.prune(CLOSE, dry_run=True) == []
+    assert await prune(watched.store, CLOSE, dry_run=True) == []
     await watched.look(said(100 + BLOCKS, closed_channel(100)))
-    due = await watched.store.prune(CLOSE)
+    due = await prune(watched.store, CLOSE)
     assert len(due) == (2 if closed else 0)
 
 

@@ -7,11 +7,12 @@ it changed. They raise StoreError when there is nothing to do it to.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from peerstore.channels.base import KnownChannel
 from peerstore.errors import StoreError
+from peerstore.store import deletion
 from peerstore.store.base import KEPT_SAMPLES, SAMPLE_SECONDS, Due, Retention
 from peerstore.store.database import Database
 from peerstore.store.due import NOT_KEPT, Place, next_due
@@ -34,12 +35,6 @@ class Transaction:
 
 
 Operation = Callable[[Transaction], Awaitable[set[NodeId]]]
-
-_ANY_KIND = "kind IN (1, 2, 3)"
-"""What makes SQLite use the index on slots."""
-
-_PEERS = 64
-"""Peers of one statement."""
 
 _SLOT = "node_id = ? AND kind = ? AND channel_id = ?"
 
@@ -97,7 +92,11 @@ def delete(slot: Slot, revision: int) -> Operation:
 
     async def operation(tx: Transaction) -> set[NodeId]:
         row_id = await _row_id(tx, slot, revision)
-        await _delete_rows(tx, "id = :id", id=row_id)
+        await tx.connection.call(
+            lambda connection: deletion.delete_versions(
+                connection, [slot], "id = :id", {"id": row_id}
+            )
+        )
         return {slot.node_id}
 
     return operation
@@ -146,26 +145,7 @@ def forget(node_id: NodeId) -> Operation:
 
 async def delete_peers(tx: Transaction, node_ids: Sequence[NodeId]) -> None:
     """Delete all of some peers within a transaction; alarms about them are acknowledged."""
-    rows: list[Any] = []
-    for start in range(0, len(node_ids), _PEERS):
-        part = node_ids[start : start + _PEERS]
-        those = f"node_id IN ({', '.join('?' * len(part))})"
-        rows += await tx.all(
-            f"DELETE FROM backup WHERE {those} RETURNING size, node_id, kind, channel_id", *part
-        )
-        for table in ("hold", "channel", "refusal", "peer"):
-            await tx.all(f"DELETE FROM {table} WHERE {those}", *part)
-        await tx.all(
-            f"UPDATE alarm SET acknowledged_at = ? WHERE acknowledged_at IS NULL AND {those}",
-            tx.now, *part,
-        )  # fmt: skip
-    await _uncount(
-        tx,
-        versions=len(rows),
-        size=sum(row[0] for row in rows),
-        peers=len({row[1] for row in rows}),
-        backups=len({row[1:] for row in rows}),
-    )
+    await tx.connection.call(lambda connection: deletion.delete_peers(connection, node_ids, tx.now))
 
 
 def learn(channels: Iterable[KnownChannel]) -> Operation:
@@ -234,23 +214,19 @@ def date_visits(limit: int) -> tuple[Operation, list[int]]:
 
 
 def prune(
-    retention: Retention,
-    place: Place,
-    write_visits: Operation,
-    reserve: Callable[[Iterable[NodeId]], set[NodeId]],
+    retention: Retention, place: Place, reserve: Callable[[Iterable[NodeId]], set[NodeId]]
 ) -> tuple[Operation, list[Due], list[Place | None]]:
     """Delete the next piece of what is due by retention, but what an operator has pinned or holds.
 
     With it come two lists that take what was deleted, and where the next piece begins. What is due
-    is found inside the transaction, after the visits that were not written yet; `reserve` leaves
-    out who has come since, and lets nobody of the others in until the end: no one who comes back
-    loses what it was given back.
+    is found inside the transaction; `reserve` leaves out who is here, or was since that was written
+    last, and lets nobody of the others in until the end: no one who comes back loses what it was
+    given back.
     """
     pruned: list[Due] = []
     following: list[Place | None] = []
 
     async def operation(tx: Transaction) -> set[NodeId]:
-        await write_visits(tx)
         if not tx.moment.aging:
             following.append(None)  # the routing node was lost meanwhile
             return set()
@@ -261,71 +237,15 @@ def prune(
         due, further = await next_due(run, retention, tx.moment, place)
         following.append(further)
         away = reserve({each.slot.node_id for each in due})
-        for each in due:
-            slot = each.slot
-            if slot.node_id not in away:
-                continue
-            gone = await _delete_rows(
-                tx,
-                f"node_id = :node_id AND kind = :kind AND channel_id = :channel_id AND {NOT_KEPT}",
-                node_id=slot.node_id,
-                kind=int(slot.kind),
-                channel_id=slot.channel_id,
-                seen=tx.moment.seen,
+        pruned.extend(each for each in due if each.slot.node_id in away)
+        slots, values = [each.slot for each in pruned], {"seen": tx.moment.seen}
+        if slots:
+            await tx.connection.call(
+                lambda connection: deletion.delete_versions(connection, slots, NOT_KEPT, values)
             )
-            if gone:
-                pruned.append(replace(each, versions=len(gone), bytes=sum(gone)))
-        return {each.slot.node_id for each in pruned}
+        return {slot.node_id for slot in slots}
 
     return operation, pruned, following
-
-
-async def _delete_rows(tx: Transaction, condition: str, **values: object) -> list[int]:
-    """Delete versions, and all that hung on them alone; the size of each.
-
-    What is newest of the rest of a slot becomes its current version.
-    """
-    gone = list(
-        await tx.connection.execute_fetchall(
-            f"DELETE FROM backup WHERE {condition} RETURNING id, size, node_id, kind, channel_id",
-            values,
-        )
-    )
-    await tx.connection.executemany(
-        "DELETE FROM hold WHERE backup_id = ?", [(row[0],) for row in gone]
-    )
-    slots = {(NodeId(row[2]), row[3], row[4]) for row in gone}
-    left = 0
-    for key in slots:
-        await tx.all(
-            "UPDATE backup SET replaced = NULL WHERE replaced IS NOT NULL AND id ="
-            f" (SELECT max(id) FROM backup WHERE {_SLOT})",
-            *key,
-        )
-        left += bool(await tx.all(f"SELECT 1 FROM backup WHERE {_SLOT} LIMIT 1", *key))
-        await tx.all(
-            "DELETE FROM channel WHERE node_id = ? AND channel_id = ?"
-            f" AND NOT EXISTS (SELECT 1 FROM backup WHERE {_SLOT})",
-            key[0], key[2], *key,
-        )  # fmt: skip
-    peers = 0
-    for node_id in {key[0] for key in slots}:
-        if not await tx.all(
-            f"SELECT 1 FROM backup WHERE node_id = ? AND {_ANY_KIND} LIMIT 1", node_id
-        ):
-            peers += len(await tx.all("DELETE FROM peer WHERE node_id = ? RETURNING 1", node_id))
-            await tx.all("DELETE FROM refusal WHERE node_id = ?", node_id)
-    sizes = [row[1] for row in gone]
-    await _uncount(tx, versions=len(sizes), size=sum(sizes), peers=peers, backups=len(slots) - left)
-    return sizes
-
-
-async def _uncount(tx: Transaction, *, versions: int, size: int, peers: int, backups: int) -> None:
-    await tx.all(
-        "UPDATE meta SET versions = versions - ?, bytes = bytes - ?, peers = peers - ?,"
-        " backups = backups - ?",
-        versions, size, peers, backups,
-    )  # fmt: skip
 
 
 def acknowledge(number: int) -> Operation:

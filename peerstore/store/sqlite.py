@@ -385,39 +385,43 @@ class SqliteStore:
             return backup
         return None
 
-    async def prune(self, retention: Retention, *, dry_run: bool = False) -> list[Due]:
-        """Delete what is due, or say what would be; raises StoreError.
+    async def prune(self, retention: Retention, *, dry_run: bool = False) -> AsyncIterator[Due]:
+        """Delete what is due, piece by piece, or say what would be; raises StoreError.
 
         Who is connected is never away. While the routing node can't be trusted nothing is due.
         """
-        found: list[Due] = []
         if not self.moment.aging:
-            return found
+            return
+        await self.save_visits()
         place: Place | None = Place()
-        if dry_run:
-            await self.save_visits()
-            while place is not None and self.moment.aging:
-                due, place = await self.reader.next_due(retention, self.moment, place)
-                found += [each for each in due if each.slot.node_id not in self._leases]
-            return found
         while place is not None:
-            for lease in list(self._leases.values()):
-                self.visit(lease)
-            prune, pruned, following = operations.prune(
-                retention, place, self._write_visits, self._reserve
-            )
-            await self.run(prune)
-            for each in pruned:
-                _log.info(
-                    "pruned", node_id=each.slot.node_id.hex(), kind=each.slot.kind.label,
-                    channel_id=each.slot.channel_id.hex(), versions=each.versions,
-                    bytes=each.bytes, reason=each.reason,
-                )  # fmt: skip
-                self._tally.pruned_backups += 1
-                self._tally.pruned_bytes += each.bytes
-            found += pruned
-            (place,) = following
-        return found
+            if dry_run:
+                due, place = await self._would_prune(retention, place)
+            else:
+                due, place = await self._prune(retention, place)
+            for each in due:
+                yield each
+
+    async def _would_prune(
+        self, retention: Retention, place: Place
+    ) -> tuple[list[Due], Place | None]:
+        if not self.moment.aging:
+            return [], None
+        due, following = await self.reader.next_due(retention, self.moment, place)
+        return [each for each in due if each.slot.node_id not in self._leases], following
+
+    async def _prune(self, retention: Retention, place: Place) -> tuple[list[Due], Place | None]:
+        prune, pruned, following = operations.prune(retention, place, self._reserve)
+        await self.run(prune)
+        for each in pruned:
+            _log.info(
+                "pruned", node_id=each.slot.node_id.hex(), kind=each.slot.kind.label,
+                channel_id=each.slot.channel_id.hex(), versions=each.versions,
+                bytes=each.bytes, reason=each.reason,
+            )  # fmt: skip
+            self._tally.pruned_backups += 1
+            self._tally.pruned_bytes += each.bytes
+        return pruned, following[0]
 
     def _reserve(self, node_ids: Iterable[NodeId]) -> set[NodeId]:
         """Those of the peers that are away; who of them comes now waits until it is over."""
@@ -727,10 +731,10 @@ class SqliteStore:
             # What the totals are in memory, the operation finds in the database.
             await statements.write_times(tx, self._totals.last_revision)
             touched = await operation(tx)
+            counts = await statements.counts(tx)
             await self._writer.commit()
             self._written()
             self._visits_written()
-            counts = (await self.reader.meta()).counts
             self._totals = self._counted(counts, self._totals.last_revision)
             self._operations_done += 1
             for node_id in touched:

@@ -15,7 +15,7 @@ import aiosqlite
 from peerstore.errors import SchemaError
 from peerstore.ownership import give_to_owner, new_file
 from peerstore.store import operations
-from peerstore.store.base import channel_digest
+from peerstore.store.base import Counts, channel_digest
 from peerstore.store.history import Kept
 from peerstore.store.lease import MAX_REASONS
 from peerstore.store.migrate import migrate, schema_version
@@ -167,6 +167,12 @@ async def write_times(tx: Transaction, last_revision: int | None = None) -> None
         f"{_TIMES}, last_revision = coalesce(:last_revision, last_revision)",
         {**asdict(tx.moment), "last_revision": last_revision},
     )
+
+
+async def counts(tx: Transaction) -> Counts:
+    """How much is stored when this is committed."""
+    ((*values,),) = await tx.all("SELECT peers, backups, bytes, versions FROM meta")
+    return Counts(*values)
 
 
 async def write_visits(
