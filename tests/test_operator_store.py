@@ -27,9 +27,10 @@ from peerstore.documents import Live, channel_document, peer_document, version_d
 from peerstore.errors import AddressError, MissingBackupError, StoreError
 from peerstore.methods import methods
 from peerstore.store import deletion, operations, statements
+from peerstore.store import due as due_module
 from peerstore.store import reader as reader_module
 from peerstore.store.base import Due, Peer, Quotas, Refusal, Retention, channel_digest
-from peerstore.store.due import PRUNED_AT_ONCE, Place
+from peerstore.store.due import PRUNED_AT_ONCE, Place, next_due
 from peerstore.store.history import DAY, HOUR
 from peerstore.store.lease import MAX_REASONS, SqliteLease
 from peerstore.store.migrate import migrations
@@ -959,6 +960,83 @@ async def test_who_comes_back_while_it_is_being_deleted_is_not_deleted(
     assert await blob_of(lease, ALICES_CHANNEL) == b"channel"
 
 
+async def test_who_was_here_is_not_away_though_that_is_not_written_yet(
+    backend: SqliteBackend, store: SqliteStore
+) -> None:
+    await push(store, b"backup")
+    backend.clock.advance(HOUR - 1)
+    (await store.open_lease(ALICE, Recorder())).close()
+    assert await pruned(store, Retention(inactive=HOUR - 1)) == []
+
+
+@pytest.mark.parametrize("stays", [True, False])
+async def test_who_comes_once_it_was_found_that_it_is_due_is_not_deleted(
+    backend: SqliteBackend, store: SqliteStore, monkeypatch: pytest.MonkeyPatch, stays: bool
+) -> None:
+    await push(store, b"backup")
+    await push(store, b"of bob", slot=BOBS)
+    backend.clock.advance(DAY)
+
+    async def find_and_come(*arguments: Any) -> Any:
+        found = await next_due(*arguments)
+        lease = await store.open_lease(ALICE, Recorder())
+        if not stays:
+            lease.close()
+        return found
+
+    monkeypatch.setattr(operations, "next_due", find_and_come)
+    prune_inactive, due, _ = operations.prune(AWAY, Place(2), store._reserve)
+    await store.run(prune_inactive)
+    assert [each.slot for each in due] == [BOBS]
+    assert set(await peers(store)) == {ALICE}
+
+
+async def test_who_is_here_is_not_deleted_whatever_is_written_of_its_visit(
+    backend: SqliteBackend, store: SqliteStore
+) -> None:
+    await push(store, b"backup")
+    await store.open_lease(ALICE, Recorder())
+    await store.save_visits()
+    backend.clock.advance(FLUSH_SECONDS - 1)
+    retention = Retention(inactive=int(FLUSH_SECONDS - 1))
+    prune_inactive, due, _ = operations.prune(retention, Place(2), store._reserve)
+    await store.run(prune_inactive)
+    assert due == []
+    assert set(await peers(store)) == {ALICE}
+
+
+async def test_what_was_deleted_once_and_stored_anew_stays_when_others_go(
+    backend: SqliteBackend, store: SqliteStore
+) -> None:
+    await push(store, b"backup")
+    backend.clock.advance(DAY)
+    await push(store, b"of bob", slot=BOBS)
+    assert await pruned(store, AWAY) == [ALICES]
+    await push(store, b"anew")
+    backend.clock.advance(DAY - 1)
+    await push(store, b"anew")
+    backend.clock.advance(1)
+    assert await pruned(store, AWAY) == [BOBS]
+    assert await push(store) == b"anew"
+
+
+async def test_why_updates_were_refused_goes_with_the_last_backup_of_a_peer(
+    backend: SqliteBackend, store: SqliteStore
+) -> None:
+    for slot in (ALICES, BOBS):
+        lease = await store.open_lease(slot.node_id, Recorder())
+        lease.put(1, slot, b"backup")
+        await store.settle()
+        lease.note_refusal("no")
+        lease.close()
+    (version,) = await stored_versions(store, BOBS)
+    await store.run(operations.pin(BOBS, version.revision.revision))
+    backend.clock.advance(DAY)
+    assert await pruned(store, AWAY) == [ALICES]
+    assert await refusals(store) == {}
+    assert await refusals(store, BOB) == {"no": 1}
+
+
 async def test_who_comes_back_to_what_is_just_being_deleted_waits_for_the_end(
     backend: SqliteBackend, store: SqliteStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -1112,6 +1190,41 @@ async def test_more_channels_than_one_transaction_deletes_go_all_the_same(
     assert by_slot(await prune(store, CLOSE)) == by_slot(announced)
     assert [version.revision.slot async for version in store.versions()] == [slots[PRUNED_AT_ONCE]]
     await assert_counts_are_right(store)
+
+
+async def pieces(store: SqliteStore, retention: Retention) -> list[list[Slot]]:
+    """What is due, as it is found piece by piece."""
+    found: list[list[Slot]] = []
+    place: Place | None = Place()
+    while place is not None:
+        due, place = await store.reader.next_due(retention, store.moment, place)
+        found.append([each.slot for each in due])
+    return [piece for piece in found if piece]
+
+
+async def test_what_is_large_goes_in_smaller_pieces_each_peer_in_one(
+    backend: SqliteBackend, store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    everyone = [peer(number) for number in range(4)]
+    slots = [slot for node_id in everyone for slot in slots_of(node_id)[:2]]
+    await put_all(store, slots, None)
+    backend.clock.advance(DAY)
+    assert await pieces(store, AWAY) == [slots]
+    monkeypatch.setattr(due_module, "PRUNED_BYTES", 1)
+    assert await pieces(store, AWAY) == [slots[:2], slots[2:4], slots[4:6], slots[6:]]
+    assert await pruned(store, AWAY) == slots
+    assert await peers(store) == {}
+
+
+async def test_channels_of_one_peer_go_in_smaller_pieces_where_they_are_large(
+    backend: SqliteBackend, store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slots = [Slot(ALICE, BackupKind.CHANNEL_BACKUP, bytes((n,)) * 32) for n in range(3)]
+    await put_all(store, slots, CLOSED)
+    backend.clock.advance(DAY)
+    monkeypatch.setattr(due_module, "PRUNED_BYTES", 1)
+    assert await pieces(store, CLOSE) == [[slot] for slot in slots]
+    assert await pruned(store, CLOSE) == slots
 
 
 async def test_a_deletion_that_fails_says_so_and_changes_nothing(

@@ -7,6 +7,7 @@ reader, what would.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,6 +22,12 @@ Run = Callable[[str, dict[str, object]], Awaitable[list[Any]]]
 
 PRUNED_AT_ONCE = 64
 """Channels, or peers, of one piece."""
+
+PRUNED_BYTES = 4 << 20
+"""Bytes with which a piece is large enough: every other writer waits for it."""
+
+_VERSION_BYTES = 16 << 10
+"""What a version counts for beside its blob: the page that it stands on."""
 
 NOT_KEPT = f"""
     NOT pins & {PIN_OPERATOR} AND id NOT IN (
@@ -129,9 +136,11 @@ async def next_due(
     }
     sql, reason = _RULES[place.rule]
     rows = await run(sql, values)
-    if place.rule == 0:
+    of_channels = place.rule == 0
+    if of_channels:
         kind = BackupKind.CHANNEL_BACKUP
         rows = [(node_id, kind, *rest) for node_id, *rest in rows]
+    rows = _not_too_many(rows, parted=of_channels)
     found = [
         Due(Slot(NodeId(node_id), BackupKind(kind), channel_id), count, size, reason)
         for node_id, kind, channel_id, count, size in rows
@@ -142,6 +151,17 @@ async def next_due(
     following = place.rule + 1
     last = len(_RULES) if retention.inactive else len(_RULES) - 1
     return [], Place(following) if following < last else None
+
+
+def _not_too_many(rows: list[Any], *, parted: bool) -> list[Any]:
+    """The first rows, of PRUNED_BYTES or a little more; those of a peer may be `parted` or not."""
+    weight = 0
+    for index, (row, following) in enumerate(itertools.pairwise(rows), 1):
+        count, size = row[3:]
+        weight += (size or 0) + count * _VERSION_BYTES
+        if weight >= PRUNED_BYTES and (parted or following[0] != row[0]):
+            return rows[:index]
+    return rows
 
 
 def values_of(retention: Retention, moment: Moment) -> dict[str, object]:
