@@ -99,13 +99,16 @@ async def connected(path: Path) -> AsyncIterator[Client]:
             await writer.wait_closed()
 
 
+MANY = [{"number": number, "text": "é", "nothing": None} for number in range(20_000)]
+
+
 class Extra:
     """Methods that only a test has."""
 
     def __init__(self) -> None:
         self.calls = 0
         self.turns: list[int] = []
-        self._turns = 0
+        self.turn_now = 0
         self._handle: asyncio.Handle
         self.begun = asyncio.Event()
         self.go_on = asyncio.Event()
@@ -115,13 +118,17 @@ class Extra:
         self.calls += 1
         return "x" * (256 << 10)
 
+    async def many(self) -> dict[str, Any]:
+        """An answer of very many items."""
+        return {"items": MANY}
+
     @contextlib.contextmanager
     def turning(self) -> Iterator[None]:
         """Count the turns of the loop within the block."""
         loop = asyncio.get_running_loop()
 
         def turn() -> None:
-            self._turns += 1
+            self.turn_now += 1
             self._handle = loop.call_soon(turn)
 
         turn()
@@ -132,7 +139,7 @@ class Extra:
 
     async def turn(self) -> None:
         """Remember at which turn of the loop this is called."""
-        self.turns.append(self._turns)
+        self.turns.append(self.turn_now)
 
     async def wait(self) -> str:
         self.begun.set()
@@ -169,7 +176,7 @@ async def path(daemon: Daemon, extra: Extra, tmp_path: Path) -> AsyncIterator[Pa
     """The control socket, with all that the daemon can and what a test needs."""
     path = tmp_path / "control.sock"
     methods = {**daemon.methods(), "test.large": extra.large, "test.wait": extra.wait}
-    methods["test.turn"] = extra.turn
+    methods |= {"test.turn": extra.turn, "test.many": extra.many}
     server = ControlServer(path, methods)
     await server.start()
     try:
@@ -380,6 +387,25 @@ async def test_a_long_batch_does_not_keep_others_waiting(client: Client, extra: 
         assert len(set(extra.turns)) > 10, "nothing else had its turn meanwhile"
     else:
         assert code_of(answer) == INVALID_REQUEST
+
+
+async def test_a_long_answer_does_not_keep_others_waiting(
+    client: Client, extra: Extra, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[int] = []
+    write = asyncio.StreamWriter.write
+
+    def write_and_remember(writer: asyncio.StreamWriter, data: bytes) -> None:
+        write(writer, data)
+        written.append(len(data))
+        extra.turns.append(extra.turn_now)
+
+    monkeypatch.setattr(asyncio.StreamWriter, "write", write_and_remember)
+    with extra.turning():
+        answer = await client.ask({"id": 1, "method": "test.many"})
+    assert answer["result"] == {"items": MANY}
+    assert max(written) < sum(written) / 10
+    assert len(set(extra.turns)) > 10, "nothing else had its turn meanwhile"
 
 
 # Lines

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from pathlib import Path
 from types import NoneType, SimpleNamespace
 from typing import Any, TypeVar, cast
 
 from peerstore import config_values
 from peerstore.config import load
-from peerstore.control import INTERNAL_ERROR, ControlServer, Method, _line
+from peerstore.control import INTERNAL_ERROR, ControlServer, Method, line_of
 from peerstore.errors import AddressError, CodecError, ConfigError, FeatureError, StoreError
 from peerstore.methods import methods
 from peerstore.store.sqlite import SqliteStore
@@ -253,9 +253,11 @@ def _methods() -> Mapping[str, Method]:
         assert isinstance(acknowledged, bool)
         return []
 
-    async def prune(_retention: object, *, dry_run: bool) -> list[Any]:
+    async def prune(_retention: object, *, dry_run: bool) -> AsyncIterator[Any]:
         assert isinstance(dry_run, bool)
-        return []
+        found: list[Any] = []
+        for due in found:
+            yield due
 
     async def echo(**parameters: object) -> object:
         return parameters
@@ -283,7 +285,7 @@ async def _answers(line: bytes) -> list[Any]:
 def control(data: bytes) -> None:
     """A line of the control socket."""
     for answer in finish(_answers(data)):
-        line = _line(answer)
+        line = b"".join(line_of(answer))
         assert line.count(b"\n") == 1
         for document in answer if isinstance(answer, list) else [answer]:
             check_answer(document)
