@@ -8,7 +8,6 @@ import os
 import sys
 from collections.abc import (
     AsyncGenerator,
-    AsyncIterable,
     AsyncIterator,
     Callable,
     Iterable,
@@ -24,6 +23,9 @@ from peerstore.cli.common import App
 
 MEASURED = 2000
 """Rows up to which columns are as wide as what is in them; of more the widths are fixed."""
+
+WRITTEN = 100
+"""Rows that are written at once."""
 
 WHOLE_ID, SHORT_ID, SHORTEST_ID = 66, 16, 8
 """Digits of an id that are shown, by how much room there is; any command takes so many."""
@@ -74,12 +76,10 @@ async def show_list(
         elif len(first) <= MEASURED:
             click.echo(table(columns, first))
         else:
-            line = _lines(columns)
-            click.echo(line([column.title for column in columns]))
-            for row in first:
-                click.echo(line([column.text(row) for column in columns]))
-            async for row in rows:
-                click.echo(line([column.text(row) for column in columns]))
+            head, line = _lines(columns)
+            click.echo("\n".join([head, *map(line, first)]))
+            async for block in _blocks(rows):
+                click.echo("\n".join(map(line, block)))
 
 
 async def _take(rows: AsyncIterator[Row], count: int) -> AsyncIterator[Row]:
@@ -90,12 +90,20 @@ async def _take(rows: AsyncIterator[Row], count: int) -> AsyncIterator[Row]:
             return
 
 
-async def _show_json(rows: AsyncIterable[Row]) -> None:
+async def _blocks(rows: AsyncIterator[Row]) -> AsyncIterator[list[Row]]:
+    """The rows, many at a time: to write each by itself costs more than to make it."""
+    while block := [row async for row in _take(rows, WRITTEN)]:
+        yield block
+
+
+async def _show_json(rows: AsyncIterator[Row]) -> None:
     """One document, written as it comes."""
+    encode = json.JSONEncoder(ensure_ascii=False).encode
     before = '{\n  "items": ['
     any_ = False
-    async for row in rows:
-        click.echo(f"{before}\n    {json.dumps(row, ensure_ascii=False)}", nl=False)
+    async for block in _blocks(rows):
+        items = ",".join(f"\n    {encode(row)}" for row in block)
+        click.echo(f"{before}{items}", nl=False)
         before, any_ = ",", True
     click.echo("\n  ]\n}" if any_ else '{\n  "items": []\n}')
 
@@ -161,22 +169,23 @@ def _short(text: str, digits: int) -> str:
     return text if len(text) <= digits + 1 else f"{text[:digits]}…"
 
 
-def _lines(columns: Sequence[Column]) -> Callable[[Sequence[str]], str]:
-    """Makes lines of cells, in columns of fixed widths that fit the terminal."""
+def _lines(columns: Sequence[Column]) -> tuple[str, Callable[[Row], str]]:
+    """A heading, and what makes a line of a row, in columns of fixed widths that fit the
+    terminal."""
     width = terminal_width()
     kept, digits = _fitting(columns, [["x" * column.width for column in columns]], width)
+    shown = [columns[index] for index in kept]
+    sizes = [min(each.width, digits + 1) if each.id else each.width for each in shown]
 
-    def line(cells: Sequence[str]) -> str:
+    def line(cells: Iterable[str]) -> str:
         parts = []
-        for index in kept:
-            column, cell = columns[index], cells[index]
-            size = min(column.width, digits + 1) if column.id else column.width
-            shown = _short(cell, digits) if column.id else cell
-            parts.append(shown.rjust(size) if column.right else shown.ljust(size))
+        for column, size, cell in zip(shown, sizes, cells, strict=True):
+            text = _short(cell, digits) if column.id else cell
+            parts.append(text.rjust(size) if column.right else text.ljust(size))
         text = "  ".join(parts).rstrip()
         return text if width is None or len(text) <= width else f"{text[: width - 1]}…"
 
-    return line
+    return line(each.title for each in shown), lambda row: line(each.text(row) for each in shown)
 
 
 def facts(lines: Iterable[tuple[str, str]]) -> str:
