@@ -17,7 +17,7 @@ import logging
 import sqlite3
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
@@ -37,7 +37,6 @@ from peerstore.store.base import (
     Due,
     Listener,
     Quotas,
-    Refusal,
     Retention,
     Revision,
     Version,
@@ -46,13 +45,14 @@ from peerstore.store.database import Database
 from peerstore.store.displaced_log import DisplacedLog
 from peerstore.store.due import Place
 from peerstore.store.giving_way import LOOK_SECONDS, GivingWay
-from peerstore.store.lease import MAX_REASONS, Change, SqliteLease, Update, hash_updates
+from peerstore.store.lease import Change, SqliteLease, Update, hash_updates
 from peerstore.store.mark import Mark, mark_path, read_mark, write_mark
 from peerstore.store.operations import Operation, Transaction
 from peerstore.store.plan import NOBODY, KeptRow, Plan, Planner
 from peerstore.store.reader import SqliteReader, disk_free, is_damage
 from peerstore.store.room import Candidates, Totals
 from peerstore.store.times import Moment, Times
+from peerstore.store.visits import Visits
 from peerstore.tally import Reason, Tally, UpdateResult
 from peerstore.types import BackupKind, Network, NodeId, Slot
 
@@ -76,9 +76,6 @@ RETRY_SECONDS = 10.0
 REPEAT_SECONDS = 3600.0
 """How often at most the same failure is logged while it lasts."""
 
-LATE_VISIT_SECONDS = 3600
-"""How old the last written visit of a peer may get; one at another height is written at once."""
-
 MARK_SECONDS = 1.0
 """How old the commit mark may get."""
 
@@ -91,28 +88,6 @@ class Clocks:
 
     wall: Callable[[], float]
     monotonic: Callable[[], float]
-
-
-@dataclass(slots=True)
-class _Visit:
-    """What is known of a peer that was here, until it is written."""
-
-    at: int
-    moment: Moment
-    established: bool
-    address: str
-    address_group: str
-    features: bytes
-    refusals: dict[str, Refusal] = field(default_factory=dict)
-
-    def refuse(self, reason: str, count: int) -> None:
-        """Updates were refused now; the newest reasons stay, the last one last."""
-        before = self.refusals.pop(reason, None)
-        first_at = self.at if before is None else before.first_at
-        count += 0 if before is None else before.count
-        self.refusals[reason] = Refusal(reason, count, first_at, self.at)
-        if len(self.refusals) > MAX_REASONS:
-            del self.refusals[next(iter(self.refusals))]
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,8 +143,7 @@ class SqliteStore:
         self._waiting_bytes = 0
         self._operations_done = 0
         self._operations: deque[tuple[Operation, asyncio.Future[None]]] = deque()
-        self._visits: dict[NodeId, _Visit] = {}
-        self._being_written: dict[NodeId, _Visit] = {}
+        self._visits = Visits(clocks.wall, times, lambda: self.quotas.probation)
         self._late_visits = False
         # Peers of which something is just being deleted, and the event of its end.
         self._reserved: set[NodeId] = set()
@@ -288,12 +262,7 @@ class SqliteStore:
             if state is None:
                 self._tell_of_damaged_channel(Slot(node_id, BackupKind.CHANNEL_BACKUP, channel_id))
         self.visit(lease)
-        moment, before = self.moment, lease.holdings
-        if before.first_seen is not None and (
-            before.last_height != moment.height
-            or moment.aged - before.last_aged >= LATE_VISIT_SECONDS
-        ):
-            # Retention counts from here on also when the daemon is killed now.
+        if self._visits.is_late(lease):
             self._late_visits = True
             self._work.set()
         return lease
@@ -651,7 +620,7 @@ class SqliteStore:
             space_low=await self._space_low(),
         )
         for lease, _, changes in batch.leases:
-            self._establish(lease, seen)
+            self._visits.establish(lease, seen)
             for slot, change in changes.items():
                 planner.add(lease, slot, change)
         plan = planner.plan
@@ -664,7 +633,7 @@ class SqliteStore:
             self._tally.committed(self._clocks.monotonic() - began, len(plan.outcomes))
             self._totals = planner.totals
             for each in plan.displaced:
-                self._visits.pop(each.node_id, None)  # nobody has come back yet
+                self._visits.drop(each.node_id)  # nobody has come back yet
             for lease, slot, current in plan.current:
                 holdings = lease.holdings
                 holdings.current[slot] = current
@@ -734,7 +703,7 @@ class SqliteStore:
             counts = await statements.counts(tx)
             await self._writer.commit()
             self._written()
-            self._visits_written()
+            self._visits.written()
             self._totals = self._counted(counts, self._totals.last_revision)
             self._operations_done += 1
             for node_id in touched:
@@ -743,7 +712,7 @@ class SqliteStore:
                 for lease in list(newest.chain()) if newest is not None else ():
                     await self._reload(lease, seen)
         except Exception as error:
-            self._visits_not_written()
+            self._visits.not_written()
             text = str(error) if isinstance(error, StoreError) else await self._failed(error)
             if isinstance(error, StoreError):
                 await self._writer.rollback()
@@ -881,10 +850,9 @@ class SqliteStore:
 
     def stays(self, node_id: NodeId, last_height: int | None) -> bool:
         """Whether a peer is connected, was here since that was written, or is protected."""
-        visit = self._visits.get(node_id)
         return (
             node_id in self._leases
-            or (visit is not None and visit.established)
+            or self._visits.established(node_id)
             or self.protects(node_id, last_height)
         )
 
@@ -922,35 +890,13 @@ class SqliteStore:
 
     def visit(self, lease: SqliteLease) -> None:
         """A peer that has something here came, went, or said something about itself."""
-        if lease.holdings.first_seen is None:
-            return
-        moment = self.moment
-        self._establish(lease, moment.seen)
-        at, established = int(self._clocks.wall()), lease.holdings.established
-        visit = self._visits.get(lease.node_id)
-        if visit is None:
-            visit = _Visit(
-                at, moment, established, lease.address, lease.address_group, lease.features
-            )
-            self._visits[lease.node_id] = visit
-        visit.at, visit.moment, visit.established = at, moment, established
-        if lease.address:
-            visit.address, visit.features = lease.address, lease.features
-            visit.address_group = lease.address_group
-        for reason, count in lease.refusals.items():
-            visit.refuse(reason, count)
-        lease.refusals.clear()
+        self._visits.note(lease)
 
     async def save_visits(self) -> None:
         """Write what is known of peers now, for who reads the database; raises StoreError."""
         for lease in list(self._leases.values()):
             self.visit(lease)
-        await self.run(self._write_visits)
-
-    def _establish(self, lease: SqliteLease, seen: int) -> None:
-        holdings = lease.holdings
-        if holdings.first_seen is not None and not holdings.established:
-            holdings.established = seen - holdings.first_seen >= self.quotas.probation
+        await self.run(self._visits.write)
 
     async def _flush(self) -> None:
         """Write what is known of peers and time."""
@@ -966,70 +912,14 @@ class SqliteStore:
         try:
             tx = self._transaction()
             await statements.write_times(tx)
-            await self._write_visits(tx)
+            await self._visits.write(tx)
             await self._writer.commit()
         except Exception as error:
-            self._visits_not_written()
+            self._visits.not_written()
             await self._failed(error)
         else:
             self._written()
-            self._visits_written()
-
-    async def _write_visits(self, tx: Transaction) -> set[NodeId]:
-        visits, self._visits = self._visits, {}
-        self._being_written = visits
-        await statements.write_visits(
-            tx,
-            [
-                {
-                    "node_id": node_id,
-                    "at": v.at,
-                    **asdict(v.moment),
-                    "established": v.established,
-                    "address": v.address,
-                    "address_group": v.address_group,
-                    "features": v.features,
-                }
-                for node_id, v in visits.items()
-            ],
-            [
-                {"node_id": node_id, **asdict(refusal)}
-                for node_id, v in visits.items()
-                for refusal in v.refusals.values()
-            ],
-        )
-        return set()
-
-    def _visits_written(self) -> None:
-        """What was written last is committed; what came meanwhile is still to be."""
-        self._being_written = {}
-
-    def _visits_not_written(self) -> None:
-        """They are still to be, with what came meanwhile on top."""
-        older, self._being_written = self._being_written, {}
-        for node_id, visit in older.items():
-            newer = self._visits.get(node_id)
-            if newer is not None:
-                visit.at, visit.moment, visit.established = (
-                    newer.at,
-                    newer.moment,
-                    newer.established,
-                )
-                if newer.address:
-                    visit.address, visit.features = newer.address, newer.features
-                    visit.address_group = newer.address_group
-                for refusal in newer.refusals.values():
-                    before = visit.refusals.pop(refusal.reason, None)
-                    visit.refusals[refusal.reason] = (
-                        refusal
-                        if before is None
-                        else replace(
-                            refusal, count=before.count + refusal.count, first_at=before.first_at
-                        )
-                    )
-                while len(visit.refusals) > MAX_REASONS:
-                    del visit.refusals[next(iter(visit.refusals))]
-            self._visits[node_id] = visit
+            self._visits.written()
 
     # The commit mark
 
