@@ -69,6 +69,7 @@ from peerstore.store.sqlite import Clocks, SqliteStore
 from peerstore.systemd import METRICS, ServiceManager, listen_sockets
 from peerstore.tally import Tally
 from peerstore.transport.secp256k1 import KeyPair
+from peerstore.turns import in_turns
 from peerstore.types import NodeAddress, format_host_port, parse_node_id
 from peerstore.watch import ChannelWatch
 from peerstore.words import size
@@ -213,8 +214,8 @@ class Daemon:
         """Who is connected; what else is known of peers is in the database when this returns."""
         with contextlib.suppress(StoreError):  # a full disk; who is here can be said all the same
             await self.store.save_visits()
-        connected = self.server.peers.values()
-        return {"items": [connection.describe() for connection in connected]}
+        connected = in_turns(self.server.peers.values())
+        return {"items": [connection.describe() async for connection in connected]}
 
     async def kept(self) -> dict[str, Any]:
         """Who is kept connected, and why one is not connected now."""

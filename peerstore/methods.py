@@ -15,6 +15,7 @@ from peerstore.errors import AddressError
 from peerstore.store import operations
 from peerstore.store.base import Retention
 from peerstore.store.sqlite import SqliteStore
+from peerstore.turns import in_turns
 from peerstore.types import parse_node_id, parse_slot
 
 
@@ -90,7 +91,7 @@ def methods(
 
     async def alarms(acknowledged: bool = False) -> dict[str, Any]:
         found = await store.reader.alarms(acknowledged=_flag(acknowledged))
-        return {"items": [alarm_document(alarm) for alarm in found]}
+        return {"items": [alarm_document(alarm) async for alarm in in_turns(found)]}
 
     return {
         "backups.pin": pin,

@@ -28,6 +28,7 @@ ALLOWED: dict[str, set[str]] = {
     "event_loop": {"errors"},
     "files": set(),
     "clock": set(),
+    "turns": set(),
     "systemd": {"errors"},
     "types": {"errors"},
     "tally": {"types"},
@@ -52,7 +53,7 @@ ALLOWED: dict[str, set[str]] = {
     "session": {"errors", "types", "tally", "wire", "streams", "confirmation"},
     "channels": {"errors", "types", "files"},
     "retention": {"types", "channels", "policy"},
-    "store": {"addresses", "errors", "types", "tally", "channels", "ownership"},
+    "store": {"addresses", "errors", "types", "tally", "channels", "ownership", "turns"},
     "policy": {"types"},
     "watch": {"errors", "types", "channels", "policy", "retention", "store"},
     "proxy": {"errors", "types"},
@@ -80,7 +81,7 @@ ALLOWED: dict[str, set[str]] = {
     "log": {"lines"},
     "configured": {"types", "channels", "config", "datadir", "policy", "proxy", "store"},
     "documents": {"types", "store", "wire"},
-    "methods": {"errors", "types", "store", "documents"},
+    "methods": {"errors", "types", "store", "documents", "turns"},
 }
 """What each part of the package may import besides itself. daemon and cli may import all."""
 

@@ -54,6 +54,7 @@ from peerstore.store.room import Candidates, Totals
 from peerstore.store.times import Moment, Times
 from peerstore.store.visits import Visits
 from peerstore.tally import Reason, Tally, UpdateResult
+from peerstore.turns import in_turns
 from peerstore.types import BackupKind, Network, NodeId, Slot
 
 CONGESTED_BYTES = 32 << 20
@@ -894,15 +895,17 @@ class SqliteStore:
 
     async def save_visits(self) -> None:
         """Write what is known of peers now, for who reads the database; raises StoreError."""
-        for lease in list(self._leases.values()):
-            self.visit(lease)
+        await self._note_who_is_here()
         await self.run(self._visits.write)
+
+    async def _note_who_is_here(self) -> None:
+        async for lease in in_turns(self._leases.values()):
+            self.visit(lease)
 
     async def _flush(self) -> None:
         """Write what is known of peers and time."""
         self._flushed = self._writing_since = self._clocks.monotonic()
-        for lease in self._leases.values():
-            self.visit(lease)  # who is here is seen
+        await self._note_who_is_here()
         self._displaced_log.flush()
         await self._save_times()
         self._mark()
