@@ -24,11 +24,9 @@ class Update:
     blob: bytes
     sha256: bytes = b""
 
-
-def hash_updates(updates: Iterable[Update]) -> None:
-    """Hash blobs; hashlib lets go of the GIL for it."""
-    for update in updates:
-        update.sha256 = hashlib.sha256(update.blob).digest()
+    def hash(self) -> None:
+        """Not when it comes: of those that wait only the newest of a slot is written."""
+        self.sha256 = hashlib.sha256(self.blob).digest()
 
 
 @dataclass(slots=True)

@@ -45,7 +45,7 @@ from peerstore.store.database import Database
 from peerstore.store.displaced_log import DisplacedLog
 from peerstore.store.due import Place
 from peerstore.store.giving_way import LOOK_SECONDS, GivingWay
-from peerstore.store.lease import Change, SqliteLease, Update, hash_updates
+from peerstore.store.lease import Change, SqliteLease, Update
 from peerstore.store.mark import Mark, mark_path, read_mark, write_mark
 from peerstore.store.operations import Operation, Transaction
 from peerstore.store.plan import NOBODY, KeptRow, Plan, Planner
@@ -63,9 +63,6 @@ CONGESTED_BYTES = 32 << 20
 BATCH_BYTES = 2 << 20
 """Blobs of one transaction: while the disk takes it the next one is received, and with much more in
 one, peers and disk wait for each other in turn. Half as much costs more in syncs than it gains."""
-
-HASHED_HERE = 128 << 10
-"""Bytes of blobs up to which hashing them costs less than a hop to the writer's thread."""
 
 READERS = 2
 
@@ -598,7 +595,10 @@ class SqliteStore:
 
         Returns what was refused and why. Raises sqlite3.Error, and then nothing is changed.
         """
-        await self._hash(batch)
+        # Here, for BATCH_BYTES take a millisecond or two: in the writer's thread it would take less
+        # of the loop, but one more time in each batch the two would wait for each other.
+        for _, _, update in batch.updates():
+            update.hash()
         await self._verify_repeated(batch)
         try:
             return await self._commit_now(batch)
@@ -763,14 +763,6 @@ class SqliteStore:
             and (not current.opened_here or lease.holdings.size + len(update.blob) > room)
         ]
         return await statements.kept_versions(self._writer, slots, seen)
-
-    async def _hash(self, batch: _Batch) -> None:
-        """Hash what was handed in: much of it on the writer's thread, so that the loop goes on."""
-        updates = [update for _, _, update in batch.updates() if not update.sha256]
-        if sum(len(update.blob) for update in updates) < HASHED_HERE:
-            hash_updates(updates)
-        else:
-            await self._writer.call(lambda _: hash_updates(updates))
 
     async def _verify_repeated(self, batch: _Batch) -> None:
         """A blob that came again counts as stored only where the stored one is sound."""

@@ -31,7 +31,7 @@ with the event loop busy beside it that costs more than the row, so many rows go
 CACHED = 2 * ROWS
 """Statements that the writer's connection keeps prepared: each number of rows has its own."""
 
-_PRAGMAS = (
+PRAGMAS = (
     # Fixed at creation. Larger pages mean fewer links in the chain that a 65 KB blob becomes.
     "PRAGMA page_size = 16384",
     "PRAGMA journal_mode = WAL",
@@ -288,7 +288,7 @@ async def prepare(
     """Set up the writer's connection and the schema."""
     # Before anything is set: another program's file stays as it is.
     await schema_version(writer)
-    for pragma in _PRAGMAS:
+    for pragma in PRAGMAS:
         await writer.execute(pragma)
     for pragma, expected in (("journal_mode", "wal"), ("synchronous", 2)):
         rows = list(await writer.execute_fetchall(f"PRAGMA {pragma}"))

@@ -28,7 +28,7 @@ PONG_FRAME = len(Pong(b"\0").encode()) + 34
 """Bytes of the pong on the wire: length, two MACs, message."""
 
 FRAME_OVERHEAD = 4 + 34 + len(PING) + 34
-PREPARED_BYTES = 256 << 20
+PREPARED_BYTES = 1 << 30
 PREPARED_A_SECOND = 20_000
 """How many updates are encrypted beforehand, of all connections of a process together."""
 
@@ -125,15 +125,20 @@ class Updater(Peer):
         self.running = True
         self.received: list[bytes] = []
         self.partial = 0
+        self.bodies = deque(os.urandom(task.size - 8) for _ in range(2))
         most = PREPARED_BYTES // (task.size + FRAME_OVERHEAD)
         count = min(most, int(PREPARED_A_SECOND * task.seconds)) // task.connections
         self.prepared = deque(self.frame() for _ in range(count))
 
     def frame(self) -> bytes:
         """An update and a ping, on the wire."""
-        # Eight new bytes are enough for another blob.
-        start = bytes(8) if self.identical else os.urandom(8)
-        self.connection.send_message(PeerStorage(start + bytes(self.size - 8)).encode())
+        if self.identical:
+            blob = bytes(self.size)
+        else:
+            # Eight new bytes make another blob of it, but SQLite writes only pages that differ.
+            self.bodies.rotate()
+            blob = os.urandom(8) + self.bodies[0]
+        self.connection.send_message(PeerStorage(blob).encode())
         self.connection.send_message(PING)
         return self.connection.data_to_send()
 
