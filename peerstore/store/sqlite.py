@@ -702,8 +702,7 @@ class SqliteStore:
             # What the totals are in memory, the operation finds in the database.
             await statements.write_times(tx, self._totals.last_revision)
             touched = await operation(tx)
-            counts = await statements.counts(tx)
-            await self._writer.commit()
+            counts = await self._writer.call(statements.commit_counted)
             self._written()
             self._visits.written()
             self._totals = self._counted(counts, self._totals.last_revision)

@@ -169,10 +169,11 @@ async def write_times(tx: Transaction, last_revision: int | None = None) -> None
     )
 
 
-async def counts(tx: Transaction) -> Counts:
-    """How much is stored when this is committed."""
-    ((*values,),) = await tx.all("SELECT peers, backups, bytes, versions FROM meta")
-    return Counts(*values)
+def commit_counted(connection: sqlite3.Connection) -> Counts:
+    """Commit, and return how much is stored then; run on the connection's thread."""
+    counts = connection.execute("SELECT peers, backups, bytes, versions FROM meta").fetchone()
+    connection.commit()
+    return Counts(*counts)
 
 
 async def write_visits(
