@@ -168,7 +168,9 @@ async def greeted(
 async def given(node: Node, init: Message = BOTH) -> Given:
     """What a peer gets back that says this init at once, and then a word."""
     async with greeted(node, init) as (_, heard):
-        return given_in(heard)
+        found = given_in(heard)
+    await node.store.save_visits()  # an alarm that this has raised is written before
+    return found
 
 
 @contextlib.asynccontextmanager

@@ -630,8 +630,8 @@ async def test_a_deletion_while_a_connection_is_being_opened(
     await push(store, b"two")
     read = SqliteReader.holdings
 
-    async def read_and_wait(reader: SqliteReader, *args: object) -> object:
-        holdings = await read(reader, *args)  # type: ignore[arg-type]
+    async def read_and_wait(reader: SqliteReader, *args: object, **soon: object) -> object:
+        holdings = await read(reader, *args, **soon)  # type: ignore[arg-type]
         monkeypatch.setattr(SqliteReader, "holdings", read)
         await methods(store)["backups.delete"](*arguments(ALICES), 2)
         return holdings
