@@ -1,7 +1,7 @@
 """The bare loops that peerstore is measured against: what its parts can do with nothing around.
 
 Run as `python -m tests.benchmarks.bare NAME ARGUMENTS...`; each prints one JSON document, but
-`receiver` and `retriever`, which print their URI and serve until stdin closes.
+`receiver`, `keeper` and `retriever`, which print their URI and serve until stdin closes.
 """
 
 from __future__ import annotations
@@ -10,12 +10,14 @@ import asyncio
 import contextlib
 import functools
 import hashlib
+import itertools
 import json
 import os
 import random
 import sqlite3
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import closing
@@ -39,25 +41,33 @@ SLOTS = 64
 """Blobs that are read."""
 
 
-def upserts(directory: str, size: int, together: int, seconds: float) -> dict[str, float]:
-    """SQLite upserts, so many to a transaction, WAL, synchronous=FULL: rows a second.
+def upserting(file: Path) -> sqlite3.Connection:
+    """A new database, with the pages and checkpoints that peerstore has."""
+    database = sqlite3.connect(file, isolation_level=None)
+    for pragma in PRAGMAS:
+        database.execute(pragma)
+    database.execute("CREATE TABLE backup (slot INTEGER PRIMARY KEY, blob BLOB)")
+    return database
 
-    With the pages and checkpoints that suit large blobs best, as peerstore has them.
-    """
+
+def upsert(database: sqlite3.Connection, rows: list[tuple[int, bytes]]) -> None:
+    """Write rows in one transaction."""
+    sql = "INSERT INTO backup VALUES (?, ?) ON CONFLICT DO UPDATE SET blob = excluded.blob"
+    database.execute("BEGIN")
+    database.executemany(sql, rows)
+    database.execute("COMMIT")
+
+
+def upserts(directory: str, size: int, together: int, seconds: float) -> dict[str, float]:
+    """SQLite upserts, so many to a transaction, WAL, synchronous=FULL: rows a second."""
     with tempfile.TemporaryDirectory(dir=directory) as folder:
-        database = sqlite3.connect(Path(folder) / "bare.db", isolation_level=None)
-        for pragma in PRAGMAS:
-            database.execute(pragma)
-        database.execute("CREATE TABLE backup (slot INTEGER PRIMARY KEY, blob BLOB)")
-        sql = "INSERT INTO backup VALUES (?, ?) ON CONFLICT DO UPDATE SET blob = excluded.blob"
+        database = upserting(Path(folder) / "bare.db")
         # In turns: what is there already SQLite does not write.
         rows, others = ([(slot, os.urandom(size)) for slot in range(together)] for _ in range(2))
         count = 0
         begun = time.perf_counter()
         while time.perf_counter() - begun < seconds:
-            database.execute("BEGIN")
-            database.executemany(sql, rows)
-            database.execute("COMMIT")
+            upsert(database, rows)
             count += len(rows)
             rows, others = others, rows
         rate = count / (time.perf_counter() - begun)
@@ -165,6 +175,68 @@ class Retriever(Receiver):
         hashlib.sha256(blob).digest()
         self.connection.send_message(PeerStorageRetrieval(blob).encode())
         self.flush()
+
+
+class Keeper(Receiver):
+    """Receives, hashes, and answers the ping when its blob is written."""
+
+    def __init__(self, key: KeyPair, buffer: memoryview, writer: Writer) -> None:
+        super().__init__(key, buffer)
+        self.slot = next(writer.slots)
+        self.writer = writer
+
+    def on_message(self, message: bytes) -> None:
+        if message[1] == PeerStorage.TYPE:
+            hashlib.sha256(message).digest()
+            self.writer.put(self, message)
+        elif message[1] == Ping.TYPE and not self.writer.has(self):
+            self.connection.send_message(PONG)
+
+    def kept(self) -> None:
+        self.connection.send_message(PONG)
+        self.flush()
+
+
+class Writer(threading.Thread):
+    """Writes whatever waits in one transaction, again and again."""
+
+    def __init__(self, directory: str, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(daemon=True)
+        self.slots = itertools.count()
+        self._file = Path(directory) / "bare.db"
+        self._loop = loop
+        self._waiting: dict[Keeper, bytes] = {}
+        self._written: dict[Keeper, bytes] = {}
+        self._work = threading.Event()
+
+    def put(self, keeper: Keeper, blob: bytes) -> None:
+        self._waiting[keeper] = blob
+        self._work.set()
+
+    def has(self, keeper: Keeper) -> bool:
+        return keeper in self._waiting or keeper in self._written
+
+    def run(self) -> None:
+        database = upserting(self._file)
+        while self._work.wait():
+            self._work.clear()
+            self._waiting, self._written = {}, self._waiting
+            upsert(database, [(keeper.slot, blob) for keeper, blob in self._written.items()])
+            written, self._written = self._written, {}
+            self._loop.call_soon_threadsafe(self._tell, list(written))
+
+    @staticmethod
+    def _tell(keepers: list[Keeper]) -> None:
+        for keeper in keepers:
+            keeper.kept()
+
+
+async def keeper(directory: str) -> None:
+    """Keep updates until stdin closes."""
+    with tempfile.TemporaryDirectory(dir=directory) as folder:
+        writer = Writer(folder, asyncio.get_running_loop())
+        writer.start()
+        await serve(functools.partial(Keeper, writer=writer))
 
 
 async def receiver() -> None:
@@ -286,6 +358,9 @@ def main() -> None:
     name, *arguments = sys.argv[1:]
     if name == "receiver":
         asyncio.run(receiver())
+        return
+    if name == "keeper":
+        asyncio.run(keeper(arguments[0]))
         return
     if name == "retriever":
         asyncio.run(retriever(arguments[0], int(arguments[1])))

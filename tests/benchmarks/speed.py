@@ -51,6 +51,8 @@ def updates(bench: Bench) -> Iterator[Row]:
             upserts = bare("upserts", bench.directory, str(size), together, str(sizes.seconds))
             task = Task("updates", "", connections, size, sizes.seconds, _keys(connections))
             ours, received = _beside_receiver(bench, task)
+            with bare_server("keeper", bench.directory) as (uri, _):
+                both = load(_shared_out(task, uri))
             slower = min(
                 _rate([{"confirmed": upserts["rate"], "seconds": 1.0}], "SQLite"),
                 _rate(received, "receive"),
@@ -62,7 +64,7 @@ def updates(bench: Bench) -> Iterator[Row]:
                 bare=slower,
                 cln=CLN_MEASURED.get(f"updates of {size} B"),
                 targets=UPDATE_TARGETS.get((size, connections), ()),
-                beside=_latencies(ours),
+                beside=(*_latencies(ours), _rate(both, "by both bare loops in one")),
             )
 
 
