@@ -17,16 +17,11 @@ MAX_REASONS = 10
 """Reasons of refusals that are kept of a peer."""
 
 
-@dataclass(slots=True)
-class Update:
-    """A new blob; `sha256` is that of the blob, once it was hashed."""
+class Update(NamedTuple):
+    """A new blob; `sha256` is that of the blob."""
 
     blob: bytes
-    sha256: bytes = b""
-
-    def hash(self) -> None:
-        """Not when it comes: of those that wait only the newest of a slot is written."""
-        self.sha256 = hashlib.sha256(self.blob).digest()
+    sha256: bytes
 
 
 @dataclass(slots=True)
@@ -217,7 +212,9 @@ class SqliteLease:
             raise StoreClosedError("a newer connection of this peer has taken over")
         update = None
         if blob is not None:
-            update = Update(blob)
+            # Hashed here, where it has just been decrypted: with the batch it would have to be
+            # fetched from memory again, and the disk would wait.
+            update = Update(blob, hashlib.sha256(blob).digest())
             self.firsts.setdefault(slot, len(blob))
         self._store.submit(self, slot, Change(update, channel, [sequence]))
         self.received = sequence

@@ -595,10 +595,6 @@ class SqliteStore:
 
         Returns what was refused and why. Raises sqlite3.Error, and then nothing is changed.
         """
-        # Here, for BATCH_BYTES take a millisecond or two: in the writer's thread it would take less
-        # of the loop, but one more time in each batch the two would wait for each other.
-        for _, _, update in batch.updates():
-            update.hash()
         await self._verify_repeated(batch)
         try:
             return await self._commit_now(batch)
