@@ -805,6 +805,8 @@ class PeerConnection(asyncio.BufferedProtocol):
         self._task = self._server.loop.create_task(self._open_session(node_id))
 
     async def _open_session(self, node_id: NodeId) -> None:
+        if self._closing:
+            return
         try:
             # Most send their init with their last act: what they get back is read along then.
             first = self._connection.next_event()
