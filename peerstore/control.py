@@ -36,7 +36,7 @@ PARTS = 2048
 """Keys, values and marks between them that are encoded at once: a millisecond or two."""
 
 WRITE_SECONDS = 30.0
-"""How long a client may take to read an answer."""
+"""How long a client may read nothing of an answer."""
 
 MAX_PATH = 107
 """Bytes of a Unix socket's path (Linux, unix(7))."""
@@ -104,12 +104,11 @@ class ControlServer:
             while line := await _read_line(reader):
                 self._clients[task] = self._clients.pop(task)
                 async for answer in self._answers(line):
-                    async with asyncio.timeout(WRITE_SECONDS):
-                        for number, piece in enumerate(line_of(answer)):
-                            if number:
-                                await asyncio.sleep(0)  # others have their turn
-                            writer.write(piece)
+                    for piece in line_of(answer):
+                        writer.write(piece)
+                        async with asyncio.timeout(WRITE_SECONDS):
                             await writer.drain()
+                        await asyncio.sleep(0)  # others have their turn
         except TimeoutError:
             writer.transport.abort()  # what it does not read is not waited for
         except (OSError, asyncio.CancelledError):

@@ -5,7 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+import structlog
+
 from peerstore.errors import ConfigError
+
+_log = structlog.get_logger()
 
 LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 
@@ -19,8 +23,10 @@ def loop_factory(name: str) -> LoopFactory:
         return asyncio.new_event_loop
     try:
         import uvloop
-    except ImportError as error:
+    except Exception as error:  # whatever a broken installation raises
         if name == "auto":
+            if not isinstance(error, ModuleNotFoundError):
+                _log.warning("no_uvloop", error=str(error))
             return asyncio.new_event_loop
         raise ConfigError(
             f"uvloop can't be used ({error}): install it with `pip install 'peerstore[uvloop]'`,"

@@ -69,7 +69,7 @@ from peerstore.types import (
     format_host_port,
 )
 from peerstore.wire.features import OURS, OURS_WITHOUT_STORAGE, encode_features
-from peerstore.wire.messages import MESSAGE_NAMES, address_descriptor
+from peerstore.wire.messages import MESSAGE_NAMES, Init, address_descriptor
 
 READ_BUFFER = 128 << 10
 """Bytes of one read from a socket: a message of full size fits, with room for the next."""
@@ -115,6 +115,8 @@ class Rates:
     bytes: int | None = 16 << 20
     pong_bytes: int | None = 1 << 20
 
+
+_INIT = Init.TYPE.to_bytes(2, "big")
 
 UNLIMITED = Rates(None, None, None)
 
@@ -805,15 +807,14 @@ class PeerConnection(asyncio.BufferedProtocol):
         self._task = self._server.loop.create_task(self._open_session(node_id))
 
     async def _open_session(self, node_id: NodeId) -> None:
-        if self._closing:
-            return
         try:
             # Most send their init with their last act: what they get back is read along then.
             first = self._connection.next_event()
         except TransportError as error:
             self._broken(error)
             return
-        soon = BackupKind.PEER_STORAGE if isinstance(first, bytes) else None
+        has_init = isinstance(first, bytes) and first.startswith(_INIT)
+        soon = BackupKind.PEER_STORAGE if has_init else None
         try:
             lease = await self._server.store.open_lease(node_id, self, soon=soon)
         except Exception as error:

@@ -8,6 +8,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from peerstore.errors import ConfigError
 from peerstore.event_loop import loop_factory
@@ -50,3 +51,16 @@ def test_another_loop_is_a_mistake_in_the_command(tmp_path: Path) -> None:
     result = run_command(tmp_path / "data", "run", "--loop", "tokio")
     assert result.code == 2
     assert "uvloop" in result.stderr
+
+
+def test_a_broken_uvloop_is_left_alone_unless_it_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "uvloop.py").write_text("raise RuntimeError('no io_uring here')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "uvloop", raising=False)
+    with capture_logs() as logs:
+        assert module_of("auto") == "asyncio"
+    assert [(log["event"], log["error"]) for log in logs] == [("no_uvloop", "no io_uring here")]
+    with pytest.raises(ConfigError, match="no io_uring here"):
+        loop_factory("uvloop")

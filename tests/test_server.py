@@ -35,7 +35,8 @@ from peerstore.server import (
     PeerServer,
 )
 from peerstore.session import Timeouts
-from peerstore.store.base import Counts, Quotas
+from peerstore.store import reader
+from peerstore.store.base import Counts, Quotas, Revision
 from peerstore.store.database import Database
 from peerstore.store.sqlite import Clocks, SqliteStore
 from peerstore.transport.secp256k1 import KeyPair
@@ -935,6 +936,34 @@ async def test_a_peer_whose_backups_can_not_be_looked_up_is_closed_on(
             peer.say(INIT, PeerStorage(b"too early"), Ping(1))
             assert await peer.hear_all() == []
     await assert_nothing_changed(node)
+
+
+@pytest.mark.parametrize(
+    ("first", "reads"),
+    [(INIT, 1), (PeerStorage(b"early"), 0), (Ping(1), 0), (b"", 0)],
+    ids=["init", "peer_storage", "ping", "nothing in it"],
+)
+async def test_only_an_init_with_the_last_act_has_the_backup_read_along(
+    node: Node, monkeypatch: pytest.MonkeyPatch, first: Message | bytes, reads: int
+) -> None:
+    async with opened(node) as peer:
+        peer.say(PeerStorage(b"kept"), Ping(1))
+        assert await peer.hear() == Pong(bytes(1))
+    read: list[int] = []
+    sound_blob = reader._sound_blob
+
+    def counting(connection: sqlite3.Connection, row_id: int, expected: Revision) -> bytes | None:
+        read.append(row_id)
+        return sound_blob(connection, row_id, expected)
+
+    monkeypatch.setattr(reader, "_sound_blob", counting)
+    async with dialed(node) as peer:
+        await peer.shake_hands()
+        peer.say(first)
+        while (message := await peer.hear()) is not None:
+            if message == PeerStorageRetrieval(b"kept"):
+                break
+    assert len(read) == reads
 
 
 async def test_a_peer_whose_backup_can_not_be_read_is_not_left_hanging(

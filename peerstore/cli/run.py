@@ -37,11 +37,11 @@ def run(app: App, loop: str) -> None:
     from peerstore import daemon, log
     from peerstore.event_loop import loop_factory
 
-    factory = loop_factory(loop)
     app.for_command = False
     loaded = app.loaded
     log.configure(loaded.config.log.level, loaded.config.log.format)
     log.take_in_strays()
+    factory = loop_factory(loop)
 
     def ready(started: Daemon) -> None:
         node_id = started.key.node_id.hex()

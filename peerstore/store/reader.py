@@ -204,7 +204,9 @@ class SqliteReader:
             # Tried here first: aiosqlite's thread would outlive a failure.
             sqlite3.connect(uri, uri=True).close()
             for _ in range(connections):
-                opened.append(await Database.open(uri, uri=True))  # noqa: PERF401 - closed on error
+                opened.append(await Database.open(uri, uri=True))
+                # A flipped bit can make a text of bytes: that is damage, and no error of the query.
+                opened[-1].text_factory = _text
             version = await schema_version(opened[0])
             if version == 0:
                 raise SchemaError("it is empty: run `peerstore init`")
@@ -289,7 +291,7 @@ class SqliteReader:
             given = holdings.given.get(Slot(node_id, soon)) if soon else None
             if given is not None:
                 # Whatever is wrong shows again when it is asked for, and is told of then.
-                with contextlib.suppress(sqlite3.Error, StoreError, ValueError):
+                with contextlib.suppress(Exception):
                     blob = _sound_blob(connection, *given)
                     holdings.read_along = Backup(given[1], blob) if blob is not None else None
             return holdings
@@ -611,20 +613,30 @@ def _sound_blob(connection: sqlite3.Connection, row_id: int, expected: Revision)
     return bytes(blob) if sound else None
 
 
+def _text(data: bytes) -> str:
+    return data.decode(errors="replace")
+
+
 def disk_free(path: Path) -> int:
     """Bytes that are free on the disk of a file."""
     disk = os.statvfs(path.parent)
     return disk.f_bavail * disk.f_frsize
 
 
+_WRONG_TYPE = 3091
+"""SQLITE_CONSTRAINT_DATATYPE: nobody writes such a value, so it is one that was read."""
+
+
 def is_damage(error: BaseException | None) -> bool:
-    """Whether SQLite found a page of the database that can't be right."""
+    """Whether SQLite found a page of the database, or a row, that can't be right."""
     code = getattr(error, "sqlite_errorcode", 0)
-    return code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+    return code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) or code == _WRONG_TYPE
 
 
-def matches(revision: Revision, digest: bytes, blob: bytes) -> bool:
+def matches(revision: Revision, digest: bytes, blob: object) -> bool:
     """Whether a blob and what is stored beside it are what was stored."""
+    if not isinstance(blob, bytes):  # a flipped bit has made something else of it
+        return False
     sha256 = hashlib.sha256(blob).digest()
     try:
         expected = backup_digest(revision.slot, revision.revision, sha256)

@@ -322,8 +322,6 @@ class SqliteStore:
 
     async def read_sound(self, lease: SqliteLease, slot: Slot) -> Backup | None:
         """What was fixed for the lease; where that is damaged, the newest sound version."""
-        # It does not lie about for longer, whatever is asked for first.
-        along, lease.holdings.read_along = lease.holdings.read_along, None
         given = lease.holdings.given.get(slot)
         if given is None:
             current = lease.holdings.current.get(slot)
@@ -331,7 +329,9 @@ class SqliteStore:
                 return None
             given = (current.row_id, current.revision)
         row_id, revision = given
+        along = lease.holdings.read_along
         if along is not None and along.revision == revision:
+            lease.holdings.read_along = None
             self._note(lease, row_id, revision, damaged=False)
             return along
         with contextlib.suppress(DamagedBackupError):

@@ -208,19 +208,23 @@ class Writer(threading.Thread):
         self._waiting: dict[Keeper, bytes] = {}
         self._written: dict[Keeper, bytes] = {}
         self._work = threading.Event()
+        self._lock = threading.Lock()
 
     def put(self, keeper: Keeper, blob: bytes) -> None:
-        self._waiting[keeper] = blob
+        with self._lock:
+            self._waiting[keeper] = blob
         self._work.set()
 
     def has(self, keeper: Keeper) -> bool:
-        return keeper in self._waiting or keeper in self._written
+        with self._lock:
+            return keeper in self._waiting or keeper in self._written
 
     def run(self) -> None:
         database = upserting(self._file)
         while self._work.wait():
             self._work.clear()
-            self._waiting, self._written = {}, self._waiting
+            with self._lock:
+                self._waiting, self._written = {}, self._waiting
             upsert(database, [(keeper.slot, blob) for keeper, blob in self._written.items()])
             written, self._written = self._written, {}
             self._loop.call_soon_threadsafe(self._tell, list(written))

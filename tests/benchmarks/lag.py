@@ -13,9 +13,13 @@ import runpy
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
+
+import uvloop
 
 from tests.benchmarks.steal import stolen
+
+AnyLoop = TypeVar("AnyLoop", bound=asyncio.AbstractEventLoop)
 
 TICK = 0.001
 
@@ -79,16 +83,26 @@ def waits(samples: Sequence[Sample]) -> list[float]:
 def between(file: Path, begun: float, ended: float) -> list[Sample]:
     """What was written to a file, as far as it is of that time."""
     samples = [Sample(*each) for each in json.loads(file.read_text())]
-    return [sample for sample in samples if begun <= sample.at <= ended]
+    seen = [sample for sample in samples if begun <= sample.at <= ended]
+    if not seen:
+        raise SystemExit("the event loop was not watched")
+    return seen
 
 
 class _Watching(asyncio.DefaultEventLoopPolicy):
-    """Has the first event loop watched that is made."""
+    """Has the first event loop watched that is made, asyncio's or uvloop's."""
 
-    watch: LagWatch | None = None
+    def __init__(self) -> None:
+        super().__init__()
+        self.watch: LagWatch | None = None
 
     def new_event_loop(self) -> asyncio.AbstractEventLoop:
-        loop = super().new_event_loop()
+        return self._watched(super().new_event_loop())
+
+    def new_uvloop(self) -> uvloop.Loop:
+        return self._watched(uvloop.Loop())
+
+    def _watched(self, loop: AnyLoop) -> AnyLoop:
         if self.watch is None:
             self.watch = LagWatch(loop)
         return loop
@@ -99,6 +113,7 @@ def main() -> None:
     file, module, *arguments = sys.argv[1:]
     policy = _Watching()
     asyncio.set_event_loop_policy(policy)
+    uvloop.new_event_loop = policy.new_uvloop
     sys.argv = [module, *arguments]
     try:
         runpy.run_module(module, run_name="__main__", alter_sys=True)

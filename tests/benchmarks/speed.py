@@ -55,7 +55,7 @@ def updates(bench: Bench) -> Iterator[Row]:
                 both = load(_shared_out(task, uri))
             slower = min(
                 _rate([{"confirmed": upserts["rate"], "seconds": 1.0}], "SQLite"),
-                _rate(received, "receive"),
+                received,
                 key=lambda figure: figure.value,
             )
             yield Row(
@@ -93,7 +93,7 @@ def _row_beside_receiver(bench: Bench, what: str, task: Task) -> Row:
     return Row(
         what=what,
         ours=_rate(ours),
-        bare=_rate(received, "receive"),
+        bare=received,
         beside=_latencies(ours),
     )
 
@@ -244,6 +244,8 @@ def lag(bench: Bench) -> Iterator[Row]:
 def _lags(samples: list[Sample]) -> tuple[Figure, ...]:
     """p99.99 without stolen time, the same with it, the worst of all, and what was left out."""
     left = list(without_steal(samples))
+    if not left:
+        raise SystemExit("time was stolen all along: measure again on a quieter machine")
     waited, all_waited = waits(left), waits(samples)
     return (
         Figure(percentile(waited, 0.9999), Unit.SECONDS),
@@ -253,10 +255,16 @@ def _lags(samples: list[Sample]) -> tuple[Figure, ...]:
     )
 
 
-def _beside_receiver(bench: Bench, task: Task) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """What a daemon and the bare receiver made of a load that comes from several processes."""
-    with bare_server("receiver") as (uri, _):
-        received = load(_shared_out(task, uri))
+def _beside_receiver(bench: Bench, task: Task) -> tuple[list[dict[str, Any]], Figure]:
+    """What a daemon and the bare receiver made of a load that comes from several processes.
+
+    How much of a core the receiver took says whether it or the load was at its limit.
+    """
+    with bare_server("receiver") as (uri, pid):
+        used = cpu_seconds(pid)
+        results = load(_shared_out(task, uri))
+        share = (cpu_seconds(pid) - used) / task.seconds
+    received = _rate(results, f"receive, {share:.0%} of a core")
     with bench.daemon(allowed=task.keys) as (uri, _):
         ours = load(_shared_out(task, uri))
     if any(result["refused"] for result in ours):
