@@ -104,11 +104,12 @@ class ControlServer:
             while line := await _read_line(reader):
                 self._clients[task] = self._clients.pop(task)
                 async for answer in self._answers(line):
-                    for piece in line_of(answer):
+                    for number, piece in enumerate(line_of(answer)):
+                        if number:
+                            await asyncio.sleep(0)  # others have their turn
                         writer.write(piece)
                         async with asyncio.timeout(WRITE_SECONDS):
                             await writer.drain()
-                        await asyncio.sleep(0)  # others have their turn
         except TimeoutError:
             writer.transport.abort()  # what it does not read is not waited for
         except (OSError, asyncio.CancelledError):
