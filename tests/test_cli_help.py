@@ -39,6 +39,8 @@ Below.
 
 ## Over Tor
 
+![an onion](onion.svg)
+
 An onion.
 
 ### The logs
@@ -79,7 +81,7 @@ def test_a_section_goes_to_the_next_heading_of_its_level() -> None:
 def test_no_section_of_the_readme_is_left_out() -> None:
     found = list(sections(README))
     whole = "".join("".join(each.text.split()) for each in found if each.level == 2)
-    behind = re.sub(r"<!--.*-->", "", README[README.index("\n## ") :])
+    behind = re.sub(r"<!--.*-->|!\[.*\]\(.*\)", "", README[README.index("\n## ") :])
     assert whole == "".join(behind.split())
     assert len({each.name for each in found}) == len(found)
 
@@ -131,6 +133,7 @@ def test_a_page_is_text() -> None:
     assert "  # not a heading\n  ## nor this\n  peerstore run   # a comment" in shown
     assert "in order to see\n" in shown
     assert not re.search("```|<!--|\x1b", shown)
+    assert page(known()[2].text).split("\n\n")[:2] == ["Over Tor", "An onion."]
 
 
 # The command

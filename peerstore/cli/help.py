@@ -28,7 +28,8 @@ PIPE_WIDTH = 80
 
 _FENCE = re.compile(r"```.*?^```$", re.DOTALL | re.MULTILINE)
 _HEADING = re.compile(r"^(##+) (.*)$", re.MULTILINE)
-_MARK = re.compile(r"^<!--.*-->\n", re.MULTILINE)
+_NOT_SHOWN = re.compile(r"^(<!--.*-->|!\[.*\]\(.*\)\n)\n", re.MULTILINE)
+"""Marks for tests, and pictures."""
 _LINK_WITHIN = re.compile(r"\[([^]\n]+)\]\((?!\w+://)[^)]*\)")
 
 
@@ -52,7 +53,7 @@ def _words(text: str) -> list[str]:
 
 def sections(readme: str) -> Iterator[Section]:
     """The README's sections, in order; what stands in a block of code is no heading."""
-    readme = _MARK.sub("", readme)
+    readme = _NOT_SHOWN.sub("", readme)
     hidden = _FENCE.sub(lambda fence: "x" * len(fence[0]), readme)
     headings = list(_HEADING.finditer(hidden))
     for index, heading in enumerate(headings):
