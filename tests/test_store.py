@@ -1045,3 +1045,24 @@ async def test_bytes_that_a_flipped_bit_made_something_else_keep_nobody_out(
     await store.settle()
     lease = await store.open_lease(ALICE, Recorder(), soon=soon)
     assert await blob_of(lease, ALICES) == b"new"
+
+
+async def test_a_kept_version_whose_hash_became_a_text_keeps_nobody_from_storing(
+    backend: SqliteBackend,
+) -> None:
+    blob = os.urandom(LARGEST)
+    store = await backend.open()
+    await write(store, (ALICES, blob))
+    await write(store, (ALICES, b"newest"))
+    await store.close()
+    raw = bytearray(backend.path.read_bytes())
+    at = raw.rfind(_varint(12 + 2 * len(blob)), 0, raw.find(blob[:64]))
+    raw[raw.rfind(_varint(12 + 2 * 32) * 2, 0, at)] ^= 0x01
+    backend.path.write_bytes(raw)
+    store = await backend.open()
+    recorder = Recorder()
+    lease = await store.open_lease(ALICE, recorder)
+    lease.put(1, ALICES, b"new")
+    await store.settle()
+    assert recorder.told == [(1, None)]
+    assert await all_of(await store.open_lease(ALICE, Recorder())) == {ALICES: b"new"}

@@ -24,6 +24,8 @@ class Database(aiosqlite.Connection):
         """Open a database with the options of sqlite3.connect; raises sqlite3.Error."""
         connection = cls(lambda: sqlite3.connect(database, **options), iter_chunk_size=64)
         await connection
+        # A flipped bit can make a text of bytes: that is damage, and no error of the query.
+        connection.text_factory = lambda data: data.decode(errors="replace")
         return connection
 
     async def call(self, work: Callable[[sqlite3.Connection], T]) -> T:

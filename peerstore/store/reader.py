@@ -204,9 +204,7 @@ class SqliteReader:
             # Tried here first: aiosqlite's thread would outlive a failure.
             sqlite3.connect(uri, uri=True).close()
             for _ in range(connections):
-                opened.append(await Database.open(uri, uri=True))
-                # A flipped bit can make a text of bytes: that is damage, and no error of the query.
-                opened[-1].text_factory = _text
+                opened.append(await Database.open(uri, uri=True))  # noqa: PERF401 - closed on error
             version = await schema_version(opened[0])
             if version == 0:
                 raise SchemaError("it is empty: run `peerstore init`")
@@ -611,10 +609,6 @@ def _sound_blob(connection: sqlite3.Connection, row_id: int, expected: Revision)
     digest, blob = row[7:]
     sound = _revision(row) == expected and matches(expected, digest, blob)
     return bytes(blob) if sound else None
-
-
-def _text(data: bytes) -> str:
-    return data.decode(errors="replace")
 
 
 def disk_free(path: Path) -> int:
