@@ -7,7 +7,7 @@ import contextlib
 import os
 import shutil
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -1066,3 +1066,24 @@ async def test_a_kept_version_whose_hash_became_a_text_keeps_nobody_from_storing
     await store.settle()
     assert recorder.told == [(1, None)]
     assert await all_of(await store.open_lease(ALICE, Recorder())) == {ALICES: b"new"}
+
+
+async def test_a_transaction_with_updates_is_one_hop_to_the_writers_thread(
+    store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await write(store, (ALICES, b"old"), (BOBS, b"old"))
+    leases = [await store.open_lease(slot.node_id, Recorder()) for slot in (ALICES, BOBS)]
+    hops: list[object] = []
+    execute: Callable[..., Awaitable[object]] = store._writer._execute
+
+    async def counting(function: Callable[..., object], *arguments: object) -> object:
+        hops.append(function)
+        return await execute(function, *arguments)
+
+    for number in (1, 2):
+        # The first replacement of each connection looks for kept versions besides.
+        for lease, slot in zip(leases, (ALICES, BOBS), strict=True):
+            lease.put(number, slot, b"new %d" % number)
+        await store.settle()
+        monkeypatch.setattr(store._writer, "_execute", counting)
+    assert len(hops) == 1
